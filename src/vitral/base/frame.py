@@ -1,0 +1,70 @@
+"""The way back: from a model's input to the coordinates of the picture it was made from.
+
+Coordinates are continuous: pixel `i` covers the interval [i, i + 1) and its centre lies at i + 0.5. In these
+coordinates resizing is a multiplication and cropping a subtraction, so both directions are exact at any size:
+
+    input = picture * scale - offset          picture = (input + offset) / scale
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from vitral.errors import UsageError
+
+__all__ = ["Frame"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """Where a model's input lies in the picture it was made from: resized by `scale`, then cut out at `offset`.
+
+    Args:
+        picture: (height, width) of the original picture, upright, in pixels.
+        input: (height, width) of the model's input, in pixels.
+        scale: input pixels per picture pixel, along (y, x).
+        offset: (y, x) of the input's corner in the resized picture, in input pixels; negative where the input was
+            padded.
+
+    Raises:
+        UsageError: a size or a scale that is not positive.
+    """
+
+    picture: tuple[int, int]
+    input: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for field in ("picture", "input", "scale"):
+            value = getattr(self, field)
+            if len(value) != 2 or not all(0 < number < float("inf") for number in value):
+                raise UsageError(f"{field} of a Frame must be two positive numbers (y, x), but is {value!r}.")
+
+    @property
+    def window(self) -> tuple[float, float, float, float]:
+        """The input's outline in the picture, (x0, y0, x1, y1) in pixels; beyond the picture where it was padded."""
+        height, width = self.input
+        (x0, y0), (x1, y1) = self.to_picture(np.array([[0, 0], [width, height]])).tolist()
+        return x0, y0, x1, y1
+
+    def to_picture(self, points_xy: Shaped[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+        """Points (x, y) of the model's input, in pixels, as points of the picture."""
+        return np.divide(np.asarray(points_xy, dtype=np.float64) + self.offset[::-1], self.scale[::-1])
+
+    def to_input(self, points_xy: Shaped[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+        """Points (x, y) of the picture, in pixels, as points of the model's input."""
+        return np.subtract(np.asarray(points_xy, dtype=np.float64) * self.scale[::-1], self.offset[::-1])
+
+    def boxes_to_picture(self, boxes_xyxy: Shaped[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+        """Boxes (x0, y0, x1, y1) of the model's input, in pixels, as boxes of the picture; not clipped to it."""
+        boxes = np.asarray(boxes_xyxy)
+        return self.to_picture(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)
+
+    def boxes_to_input(self, boxes_xyxy: Shaped[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 4"]:
+        """Boxes (x0, y0, x1, y1) of the picture, in pixels, as boxes of the model's input; not clipped to it."""
+        boxes = np.asarray(boxes_xyxy)
+        return self.to_input(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)

@@ -1,0 +1,71 @@
+"""What a layout page offers: how files of that layout are recognised, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vitral.checkpoints.files import Files
+from vitral.checkpoints.table import Row, Tensors
+from vitral.models.record import Record
+
+__all__ = ["Layout", "Plan", "Written"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to turn opened files into a model.
+
+    Attributes:
+        build: from configuration to model.
+        config: which model.
+        rows: the name table for it.
+        tensors: the checkpoint, with its names brought into the table's spelling.
+        record: what travels with the weights.
+        ignored: regular expressions of names left out on purpose (a decoder of the pre-training, say).
+        advice: what a user might do if the tensors do not fit.
+    """
+
+    build: Callable[[Any], nn.Module]
+    config: Any
+    rows: list[Row]
+    tensors: Tensors
+    record: Record
+    ignored: tuple[str, ...] = ()
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A model in a foreign layout.
+
+    Attributes:
+        model: the model whose parameters are written; where the layout states a thing differently, one that computes the
+            same as the user's.
+        rows: its name table.
+        documents: the JSON files by name.
+    """
+
+    model: nn.Module
+    rows: list[Row]
+    documents: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One published layout.
+
+    Attributes:
+        name: what users call it.
+        recognises: whether files are of this layout, judged by their content.
+        plan: how to read them. Its second argument is the configuration of the architecture the user named, or None.
+        compose: how to write a model, or None where nobody needs the layout written.
+    """
+
+    name: str
+    recognises: Callable[[Files], bool]
+    plan: Callable[[Files, Any], Plan]
+    compose: Callable[[nn.Module], Written] | None = None

@@ -1,0 +1,190 @@
+"""How pictures are prepared, in the words of transformers and of timm, read and written.
+
+transformers keeps it in preprocessor_config.json, timm in config.json under pretrained_cfg.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Interpolation, Preprocessing
+from vitral.errors import CheckpointError, UnknownNameError
+
+__all__ = ["evaluation", "from_timm", "from_transformers", "to_timm", "to_transformers"]
+
+# Pillow's numbers, which transformers writes.
+_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+# What a processor does where its file does not say (transformers' class attributes): edge or size, crop, filter, mean.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": INCEPTION_MEAN, "image_std": INCEPTION_STD},
+    "DeiT": {
+        "size": {"height": 256, "width": 256},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "resample": 3,
+        "image_mean": INCEPTION_MEAN,
+        "image_std": INCEPTION_STD,
+    },
+    "Beit": {"size": {"height": 224, "width": 224}, "resample": 3, "image_mean": INCEPTION_MEAN, "image_std": INCEPTION_STD},
+    "Bit": {
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "resample": 3,
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    },
+    "DINOv3ViT": {
+        "size": {"height": 224, "width": 224},
+        "resample": 2,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    },
+}
+
+
+def evaluation(
+    image_size: tuple[int, int],
+    *,
+    resize: int | None = None,
+    interpolation: Interpolation = "bicubic",
+    inception: bool = False,
+) -> Preprocessing:
+    """The usual evaluation: the shorter side to `resize`, the middle cut out, ImageNet's (or ±1) normalisation.
+
+    Args:
+        image_size: height and width of the cut.
+        resize: the shorter side before it; without one, the picture is resized to `image_size` exactly.
+        interpolation: the filter.
+        inception: normalise to [−1, 1] rather than by ImageNet's mean and deviation.
+    """
+    return Preprocessing(
+        resize="exact" if resize is None else "shortest_edge",
+        size=image_size if resize is None else (resize, resize),
+        crop=None if resize is None else image_size,
+        crop_rounding="round",
+        interpolation=interpolation,
+        mean=INCEPTION_MEAN if inception else IMAGENET_MEAN,
+        std=INCEPTION_STD if inception else IMAGENET_STD,
+    )
+
+
+def from_transformers(processor: dict[str, Any], model_type: str, image_size: tuple[int, int]) -> Preprocessing:
+    """Read a preprocessor_config.json.
+
+    Args:
+        processor: its content; empty where there was no file.
+        model_type: the model's type in config.json, which says whose defaults hold.
+        image_size: height and width of the model's pictures, for a checkpoint that says nothing.
+    """
+    named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    family = next((name for name in _PROCESSORS if named.startswith(f"{name}ImageProcessor") or named.startswith(f"{name}Feature")), "")
+    if not family:
+        family = {"deit": "DeiT", "beit": "Beit", "data2vec-vision": "Beit", "dinov2": "Bit", "dinov2_with_registers": "Bit", "dinov3_vit": "DINOv3ViT"}.get(model_type, "ViT")
+    told = {**_PROCESSORS[family], **{key: value for key, value in processor.items() if value is not None}}
+    if not processor:
+        told["size"] = told["crop_size"] = {"height": image_size[0], "width": image_size[1]}
+    resize, size = _size(told["size"]) if told.get("do_resize", True) else ("none", image_size)
+    crop = _size(told.get("crop_size", told["size"]))[1] if told.get("do_center_crop", False) else None
+    normalise, rescale = told.get("do_normalize", True), told.get("do_rescale", True)
+    mean, std = _channels(told["image_mean"]), _channels(told["image_std"])
+    return Preprocessing(
+        resize=cast(Any, resize),
+        size=size,
+        crop=crop,
+        interpolation=_interpolation(told.get("resample", 2)),
+        mean=mean if normalise else (0.0,) * len(mean),
+        std=std if normalise else (1.0,) * len(std),
+        scale=float(told.get("rescale_factor", 1 / 255)) if rescale else 1.0,
+    )
+
+
+def to_transformers(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The preprocessor_config.json of a processor of transformers that does the same."""
+    kind = {"shortest_edge": "BitImageProcessor", "exact": "DeiTImageProcessor", "none": "DeiTImageProcessor"}[preprocessing.resize]
+    if preprocessing.resize == "exact" and preprocessing.crop is None:
+        kind = "ViTImageProcessor"
+    height, width = preprocessing.size
+    size = {"shortest_edge": height} if preprocessing.resize == "shortest_edge" else {"height": height, "width": width}
+    crop = preprocessing.crop or preprocessing.size
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": len(preprocessing.mean) == 3,
+        "do_resize": preprocessing.resize != "none",
+        "size": size,
+        "resample": next(number for number, name in _RESAMPLE.items() if name == preprocessing.interpolation),
+        "do_center_crop": preprocessing.crop is not None,
+        "crop_size": {"height": crop[0], "width": crop[1]},
+        "do_rescale": True,
+        "rescale_factor": preprocessing.scale,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+def from_timm(pretrained: dict[str, Any], image_size: tuple[int, int]) -> Preprocessing:
+    """Read timm's pretrained_cfg.
+
+    Args:
+        pretrained: its content.
+        image_size: height and width of the model's pictures, where the content does not say.
+    """
+    crop = tuple(pretrained.get("input_size") or (3, *image_size))[-2:]
+    ratio = float(pretrained.get("crop_pct") or 0.875)
+    size = tuple(math.floor(side / ratio) for side in crop)
+    mode = pretrained.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise UnknownNameError("crop_mode of timm", mode, ("center", "squash"))
+    if mode == "center" and size[0] != size[1]:
+        raise CheckpointError(f"timm's crop_mode 'center' for a picture of {crop[0]}×{crop[1]} is not supported; only squares are.")
+    return Preprocessing(
+        resize="exact" if mode == "squash" else "shortest_edge",
+        size=cast(tuple[int, int], size),
+        crop=cast(tuple[int, int], crop),
+        crop_rounding="round",
+        interpolation=_interpolation(pretrained.get("interpolation") or "bicubic"),
+        mean=_channels(pretrained.get("mean", IMAGENET_MEAN)),
+        std=_channels(pretrained.get("std", IMAGENET_STD)),
+    )
+
+
+def to_timm(preprocessing: Preprocessing, channels: int) -> dict[str, Any]:
+    """The part of timm's pretrained_cfg that says how pictures are prepared."""
+    crop = preprocessing.crop or preprocessing.size
+    return {
+        "input_size": [channels, *crop],
+        "interpolation": preprocessing.interpolation,
+        # timm divides and rounds down again; half a pixel more keeps the quotient from falling just short.
+        "crop_pct": 1.0 if crop == preprocessing.size else crop[0] / (preprocessing.size[0] + 0.5),
+        "crop_mode": "squash" if preprocessing.resize == "exact" else "center",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+
+
+def _size(size: Any) -> tuple[str, tuple[int, int]]:
+    """transformers' many ways to write a size: a number, a pair, or an object."""
+    if isinstance(size, int | float):
+        return "exact", (int(size), int(size))
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return "exact", (int(size[0]), int(size[1]))
+    if isinstance(size, dict) and "shortest_edge" in size:
+        return "shortest_edge", (int(size["shortest_edge"]),) * 2
+    if isinstance(size, dict) and {"height", "width"} <= set(size):
+        return "exact", (int(size["height"]), int(size["width"]))
+    raise CheckpointError(f"The preprocessor's size {size!r} is not understood; expected height and width, or shortest_edge.")
+
+
+def _interpolation(name: Any) -> Interpolation:
+    known = set(_RESAMPLE.values())
+    found = _RESAMPLE.get(name) if isinstance(name, int) else {"random": "bicubic"}.get(name, name)
+    if found not in known:
+        raise UnknownNameError("interpolation", name, sorted(known))
+    return cast(Interpolation, found)
+
+
+def _channels(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in (values if isinstance(values, list | tuple) else [values]))

@@ -1,0 +1,59 @@
+"""From one of our models to a folder that we, transformers or timm load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from vitral.checkpoints.files import write_json
+from vitral.checkpoints.load import LAYOUTS
+from vitral.checkpoints.table import foreign_state
+from vitral.errors import UnknownNameError, UsageError
+
+__all__ = ["save_model"]
+
+
+def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") -> Path:
+    """Write a model's weights, configuration, preprocessing and labels.
+
+    Everything is written beside the directory first and moved in when it is whole, weights last, so that an interrupted
+    call leaves what was there.
+
+    Args:
+        model: a model of ours.
+        directory: where to; made if it is not there. Files of the same names are replaced, others stay.
+        layout: "vitral", "transformers" or "timm".
+
+    Returns:
+        The directory.
+
+    Raises:
+        UnknownNameError: no such layout, or one that is only read.
+        UsageError: the layout has no way to state this model; nothing is written.
+        OSError: the disk is full, or the directory cannot be written to.
+    """
+    writers = {candidate.name: candidate.compose for candidate in LAYOUTS if candidate.compose}
+    if layout not in writers:
+        raise UnknownNameError("layout to write", layout, writers)
+    if not hasattr(model, "record"):
+        raise UsageError(f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model.")
+    written = writers[layout](model)
+    directory = Path(directory).expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file; a directory was expected.")
+    directory.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".vitral-", dir=directory))
+    try:
+        for name, document in written.documents.items():
+            write_json(staging / name, document)
+        save_file(foreign_state(written.model, written.rows), staging / "model.safetensors", metadata={"format": "pt"})
+        for name in (*written.documents, "model.safetensors"):
+            os.replace(staging / name, directory / name)  # noqa: PTH105 - atomic within a file system
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return directory

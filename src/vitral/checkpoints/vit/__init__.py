@@ -1,0 +1,3 @@
+"""The family of the vision transformer: one page per published layout."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Layers: the parts models are made of, each written once."""
+
+__all__: list[str] = []

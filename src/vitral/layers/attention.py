@@ -1,0 +1,120 @@
+"""Multi-head attention: the one place where softmax(QKᵀ)V is computed.
+
+Vaswani et al. 2017, "Attention Is All You Need", section 3.2, equation 1. Every other kind of attention in the house
+(windowed, cross, causal, divided, …) prepares queries, keys, values and a bias, and hands them to `ScaledDotProduct`.
+That module is the seam for looking inside: it receives everything the attention map is made of, so whoever wants
+the map can watch its inputs without `forward` knowing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitral.layers.norm import Norm, norm_layer
+
+__all__ = ["Rotation", "ScaledDotProduct", "SelfAttention", "rotate"]
+
+Rotation = tuple[Float[Tensor, "p k"], Float[Tensor, "p k"]]
+"""Cosines and sines of one angle per patch and head channel, as `layers.position.Rotary2d` gives them."""
+
+
+class ScaledDotProduct(nn.Module):
+    """softmax(Q Kᵀ · scale + bias) V by PyTorch's fused kernels, whichever fits the device and the dtype.
+
+    Args:
+        scale: what the products of queries and keys are multiplied with, 1/√k in the paper.
+        dropout: probability with which an attention weight is dropped in training.
+    """
+
+    def __init__(self, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+
+    def forward(
+        self,
+        queries: Float[Tensor, "b h n k"],
+        keys: Float[Tensor, "b h m k"],
+        values: Float[Tensor, "b h m v"],
+        bias: Float[Tensor, "#b #h #n m"] | None = None,
+    ) -> Float[Tensor, "b h n v"]:
+        """Mix the values; `bias` is added to the scaled products (−∞ where a token must not be seen)."""
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=self.scale
+        )
+
+
+def rotate(x: Float[Tensor, "b h n k"], rotation: Rotation) -> Float[Tensor, "b h n k"]:
+    """Turn the last p of n tokens by the angles of their patches; tokens before them (class, registers) stay.
+
+    Channel c is paired with channel c + k/2 (Su et al. 2021, RoFormer, equation 34, in the half-split order that
+    DINOv3 uses).
+    """
+    cos, sin = (angles.to(x) for angles in rotation)
+    prefix, patches = x.split([x.shape[-2] - cos.shape[0], cos.shape[0]], dim=-2)
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([prefix, turned], dim=-2)
+
+
+class SelfAttention(nn.Module):
+    """Tokens attending to each other, with one fused projection for queries, keys and values.
+
+    Args:
+        width: channels d of a token.
+        heads: number of heads h.
+        head_width: channels k of a head; d/h unless told.
+        qkv_bias: whether the projections have a bias.
+        key_bias: whether the keys' projection has one too. A bias on the keys adds the same number to a whole row of
+            the attention map and softmax forgets it; BEiT and DINOv3 therefore have none.
+        output_bias: whether the output projection has a bias.
+        qk_norm: normalisation of queries and keys over a head's channels (Dehghani et al. 2023, ViT-22B, section 2),
+            with the norm's kind and epsilon.
+        dropout: probability of dropping attention weights and outputs in training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_width: int | None = None,
+        qkv_bias: bool = True,
+        key_bias: bool = True,
+        output_bias: bool = True,
+        qk_norm: tuple[Norm, float] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        head_width = head_width or width // heads
+        inner = heads * head_width
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * inner, bias=qkv_bias and key_bias)
+        if qkv_bias and not key_bias:
+            self.query_bias = nn.Parameter(torch.zeros(inner))
+            self.value_bias = nn.Parameter(torch.zeros(inner))
+        self.keyless_bias = qkv_bias and not key_bias
+        self.query_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
+        self.key_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
+        self.product = ScaledDotProduct(head_width**-0.5, dropout)
+        self.projection = nn.Linear(inner, width, bias=output_bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        bias: Float[Tensor, "#b h n n"] | None = None,
+        rotation: Rotation | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Attend; `bias` is added to the attention logits and `rotation` turns the patches' queries and keys."""
+        qkv = self.qkv(tokens)
+        if self.keyless_bias:
+            qkv = qkv + torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        queries, keys, values = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        mixed = self.product(queries, keys, values, bias)
+        return self.dropout(self.projection(mixed.transpose(1, 2).flatten(2)))

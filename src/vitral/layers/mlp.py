@@ -1,0 +1,95 @@
+"""The position-wise feed-forward network of a transformer block, plain and gated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "Activation", "Mlp", "Nonlinearity", "SwiGLU"]
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+"""GELU (Hendrycks and Gimpel 2016), its tanh and its sigmoid approximation, SiLU, ReLU."""
+
+# Each with its form that overwrites its argument, where there is one.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "gelu": (F.gelu, torch.ops.aten.gelu_),
+    "gelu_tanh": (
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    ),
+    "quick_gelu": (lambda x: x * torch.sigmoid(1.702 * x), lambda x: x * torch.sigmoid(1.702 * x)),
+    "silu": (F.silu, lambda x: F.silu(x, inplace=True)),
+    "relu": (F.relu, lambda x: F.relu(x, inplace=True)),
+}
+
+
+class Nonlinearity(nn.Module):
+    """An activation that overwrites its argument when no gradient is recorded.
+
+    The hidden layer of a transformer's feed-forward network is its largest tensor: on a CPU, fetching fresh memory for a
+    second one costs several times the arithmetic of the activation (a seventh of a ViT-S at batch 8).
+    """
+
+    def __init__(self, name: Activation) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Apply the activation; `x` must not be used again by the caller."""
+        plain, overwriting = ACTIVATIONS[self.name]
+        return plain(x) if torch.is_grad_enabled() or torch.compiler.is_compiling() else overwriting(x)
+
+
+class Mlp(nn.Module):
+    """Up, nonlinearity, down (Vaswani et al. 2017, section 3.3).
+
+    Args:
+        width: channels d of a token.
+        hidden: channels of the hidden layer.
+        activation: the nonlinearity.
+        bias: whether the linear layers have a bias.
+        dropout: probability of dropping a channel after either layer in training.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, activation: Activation = "gelu", *, bias: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.nonlinearity = Nonlinearity(activation)
+        self.down = nn.Linear(hidden, width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Transform every token on its own."""
+        return self.dropout(self.down(self.dropout(self.nonlinearity(self.up(x)))))
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward network: down(silu(gate(x)) · up(x)) (Shazeer 2020, equation 6).
+
+    Gate and up projection are one matrix, gate first, as DINOv2 stores them.
+
+    Args:
+        width: channels d of a token.
+        hidden: channels of the gated hidden layer (the joint projection gives twice as many).
+        bias: whether the linear layers have a bias.
+        dropout: probability of dropping an output channel in training.
+    """
+
+    def __init__(self, width: int, hidden: int, *, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
+        self.nonlinearity = Nonlinearity("silu")
+        self.down = nn.Linear(hidden, width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Transform every token on its own."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.dropout(self.down(self.nonlinearity(gate) * up))

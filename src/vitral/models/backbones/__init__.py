@@ -1,0 +1,3 @@
+"""Backbones: networks that turn a picture into tokens or feature maps."""
+
+__all__: list[str] = []

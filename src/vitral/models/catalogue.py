@@ -1,0 +1,81 @@
+"""The catalogue: every architecture by the name everyone knows."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import nn
+
+from vitral.errors import UnknownNameError, UsageError
+from vitral.models.backbones import vit
+from vitral.models.record import Record
+
+__all__ = ["CATALOGUE", "NETWORKS", "Entry", "Network", "create_model", "list_models"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A family of networks: the module and the class of its configuration."""
+
+    build: Callable[[Any], nn.Module]
+    config: type
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: how a network is built, and from which configuration."""
+
+    build: Callable[[Any], nn.Module]
+    config: Any
+
+
+NETWORKS: dict[str, Network] = {"vit": Network(vit.ViT, vit.ViTConfig)}
+"""Family → network. A new family adds its row here."""
+
+CATALOGUE: dict[str, Entry] = {name: Entry(vit.ViT, config) for name, config in vit.VARIANTS.items()}
+"""Name → entry. A new architecture adds its rows here."""
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names of the catalogue, sorted.
+
+    Args:
+        pattern: a shell pattern ("vit_*") or a part of a name ("b16"); None for all.
+    """
+    if pattern is None:
+        return sorted(CATALOGUE)
+    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    return sorted(name for name in CATALOGUE if fnmatch.fnmatch(name, wanted))
+
+
+def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> nn.Module:
+    """A network with fresh random weights, in training mode.
+
+    Args:
+        name: a name of the catalogue ("vit_b16"); `list_models()` lists them.
+        num_classes: classes of its classifier; 0 for none, None for the published number.
+        **overrides: any other field of its configuration (`image_size=(384, 384)`, `drop_path=0.1`).
+
+    Raises:
+        UnknownNameError: no such network, or no such field; the message names the nearest.
+        UsageError: a value that does not fit the others.
+    """
+    if name not in CATALOGUE:
+        raise UnknownNameError("model", name, CATALOGUE)
+    entry = CATALOGUE[name]
+    known = [field.name for field in fields(entry.config)]
+    for option in overrides:
+        if option not in known:
+            raise UnknownNameError(f"field of {type(entry.config).__name__}", option, known)
+        if isinstance(overrides[option], int) and isinstance(getattr(entry.config, option), tuple):
+            overrides[option] = (overrides[option],) * 2  # image_size=384
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
+    if overrides.get("num_classes", 0) < 0:
+        raise UsageError(f"num_classes must be 0 or more; {overrides['num_classes']} came.")
+    model = entry.build(replace(entry.config, **overrides))
+    model.record = Record(architecture=name)
+    return model

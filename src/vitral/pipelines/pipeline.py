@@ -1,0 +1,191 @@
+"""The face that transformers' users know: `pipeline(task, model=…)`, the same parameters, the same output.
+
+Stricter where theirs hurts: a misspelt keyword is refused with the nearest name, one unreadable file of many is one record
+with its name, and `top_k=None` means all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vitral.checkpoints.files import read_processor
+from vitral.checkpoints.preprocessing import from_transformers
+from vitral.data.transforms import Preprocessing
+from vitral.errors import UnknownNameError, UsageError
+from vitral.pipelines.predictor import Failure, Predictor, load
+from vitral.pipelines.sources import sources_of
+from vitral.tasks.classification import ScoreFunction
+
+__all__ = ["ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "Pipeline", "pipeline"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
+
+
+class Pipeline:
+    """What every pipeline shares: understanding inputs, checking options, shaping output.
+
+    Args:
+        predictor: the corridor.
+        **options: defaults for the options of a call.
+    """
+
+    options: dict[str, Any] = {"batch_size": 8, "num_workers": None, "timeout": None}
+    """Options of a call and their defaults; a task adds its own."""
+
+    def __init__(self, predictor: Predictor, **options: Any) -> None:
+        self.predictor = predictor
+        self.model, self.task, self.device = predictor.model, predictor.task, predictor.device
+        self.defaults = self.options | self._checked(options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.predictor!r})"
+
+    def __call__(self, inputs: Any = None, **options: Any) -> Any:
+        """Answer for one picture, for many, or for a stream.
+
+        Args:
+            inputs: one picture in any form; or a list of them, a folder, a pattern, an array of four dimensions: a list
+                comes back; or a generator or a dataset: a generator comes back, which reads two batches ahead at most.
+            **options: `batch_size`: how many pictures the model sees at once; `num_workers`: threads that read; `timeout`:
+                seconds that fetching an address may take (10 unless told); and the task's own.
+
+        Raises:
+            PictureError: the one picture cannot be read. Of many, such a picture becomes {"name": …, "error": …}.
+            UnknownNameError: a misspelt option; the message names the nearest.
+        """
+        sources = sources_of(options.pop("images", inputs))
+        told = self.defaults | self._checked(options)
+        timeout = 10.0 if told["timeout"] is None else told["timeout"]
+        decoding = self.decoding(told)
+        if sources.kind == "one":
+            picture = next(iter(sources.pictures))
+            return self.shaped(self.predictor(picture, timeout=timeout, **decoding), told)
+        results = self.predictor.stream(
+            sources.pictures, batch_size=told["batch_size"], workers=told["num_workers"], timeout=timeout, **decoding
+        )
+        answers = (r.to_dict() if isinstance(r, Failure) else self.shaped(r, told) for r in results)
+        return list(answers) if sources.kind == "many" else answers
+
+    def decoding(self, told: dict[str, Any]) -> dict[str, Any]:
+        """The options of the task's decoding among those of a call."""
+        return {}
+
+    def shaped(self, result: Any, told: dict[str, Any]) -> Any:
+        """A result in transformers' form."""
+        raise NotImplementedError
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        for name in options:
+            if name not in self.options:
+                raise UnknownNameError(f"keyword of the {self.task} pipeline", name, self.options)
+        return options
+
+
+class ImageClassificationPipeline(Pipeline):
+    """For each picture a list of {"label": …, "score": …}, best first.
+
+    Options of a call: `top_k`: how many classes, 5 unless told, None for all; `function_to_apply`: how logits become scores,
+    "softmax", "sigmoid" or "none"; "default" is sigmoid for one class or independent classes, else softmax.
+    """
+
+    options = Pipeline.options | {"top_k": 5, "function_to_apply": "default"}
+
+    def decoding(self, told: dict[str, Any]) -> dict[str, Any]:
+        """The score function and the number of classes, checked."""
+        top_k, function = told["top_k"], str(told["function_to_apply"] or "default").lower()
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+            raise UsageError(f"top_k must be a whole number of at least 1, or None for all classes; {top_k!r} came.")
+        if function not in get_args(ScoreFunction):
+            raise UnknownNameError("function_to_apply", function, get_args(ScoreFunction))
+        return {"function": function, "top_k": top_k}
+
+    def shaped(self, result: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
+        """Labels with scores."""
+        return [
+            {"label": label, "score": score} for label, score in zip(result.labels, result.scores.tolist(), strict=True)
+        ]
+
+
+class ImageFeatureExtractionPipeline(Pipeline):
+    """For each picture its tokens after the last norm as nested lists (1, n, d), as transformers gives them.
+
+    Options of a call: `pool`: one vector per picture (1, e) instead; `return_tensors`: a tensor instead of lists.
+    """
+
+    options = Pipeline.options | {"pool": False, "return_tensors": False}
+
+    def shaped(self, result: Any, told: dict[str, Any]) -> Any:
+        """Tokens, or the pooled vector."""
+        values: Tensor = (result.pooled if told["pool"] else result.tokens).unsqueeze(0)
+        return values if told["return_tensors"] else values.tolist()
+
+
+_PIPELINES: dict[str, type[Pipeline]] = {
+    "image-classification": ImageClassificationPipeline,
+    "image-feature-extraction": ImageFeatureExtractionPipeline,
+}
+_BUILDING = ("image_processor", "feature_extractor", "device", "device_map", "dtype", "torch_dtype", "revision", "framework")
+_BUILDING += ("architecture", "num_classes", "decoding", "trust_remote_code", "use_fast")
+
+
+def pipeline(task: str | None = None, model: str | Path | nn.Module | None = None, **options: Any) -> Pipeline:
+    """A pipeline for a task, with transformers' parameters and output.
+
+    Args:
+        task: "image-classification" or "image-feature-extraction"; by default what the model can do.
+        model: a folder, a weights file, a Hub id, or a model of Vitral's.
+        **options: of transformers': image_processor (a folder with a preprocessor_config.json, its content, or a
+            `Preprocessing`), device, dtype, revision, batch_size, num_workers, timeout, and the task's own as defaults for
+            every call. Of ours: architecture and num_classes (see `checkpoints.load.load_model`), decoding (see
+            `pipelines.predictor.Predictor`).
+
+    Raises:
+        UnknownNameError: no such task, or a misspelt keyword; the message names the nearest.
+        UsageError: no model, or an option that cannot be had.
+        CheckpointError: the checkpoint cannot be understood.
+    """
+    if task is not None and task not in _PIPELINES:
+        raise UnknownNameError("task", task, _PIPELINES)
+    if model is None:
+        raise UsageError("Name a model: pipeline('image-classification', model='google/vit-base-patch16-224') or a path.")
+    kinds = [_PIPELINES[task]] if task else list(_PIPELINES.values())
+    known = (*_BUILDING, *dict.fromkeys(name for kind in kinds for name in kind.options))
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("keyword of pipeline", name, ("task", "model", *known))
+    building = {name: options.pop(name) for name in _BUILDING if name in options}
+    predictor = _predictor(task, model, building)
+    return _PIPELINES[predictor.task](predictor, **options)
+
+
+def _predictor(task: str | None, model: str | Path | nn.Module, building: dict[str, Any]) -> Predictor:
+    """Build the corridor from transformers' words."""
+    if building.get("trust_remote_code"):
+        raise UsageError("trust_remote_code=True was asked for, but Vitral never runs code that comes with a checkpoint.")
+    if building.get("framework") not in (None, "pt"):
+        raise UsageError(f"framework={building['framework']!r} was asked for; Vitral computes with PyTorch ('pt') only.")
+    if building.get("revision") and isinstance(model, str) and not Path(model).exists():
+        model = f"{model}@{building['revision']}"
+    dtype = building.get("dtype") or building.get("torch_dtype") or torch.float32
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise UnknownNameError("dtype", dtype, _DTYPES)
+        dtype = _DTYPES[dtype]
+    kept = {name: building[name] for name in ("architecture", "num_classes", "decoding") if name in building}
+    processor = building.get("image_processor") or building.get("feature_extractor")
+    if processor is not None:
+        kept["preprocessing"] = _preprocessing(processor)
+    device = building.get("device", building.get("device_map"))
+    return load(model, task=task, device=device, dtype=dtype, **kept)
+
+
+def _preprocessing(processor: Any) -> Preprocessing:
+    if isinstance(processor, Preprocessing):
+        return processor
+    if isinstance(processor, dict):
+        return from_transformers(processor, "", (224, 224))
+    return from_transformers(read_processor(processor), "", (224, 224))

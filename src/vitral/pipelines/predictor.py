@@ -1,0 +1,218 @@
+"""The corridor: one picture in, one answer out, and many pictures through the same doors.
+
+    picture → read_picture → Preprocessing (tensor and Frame) → model → tasks.….decode → a frozen result
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitral.base.device import resolve_device
+from vitral.base.image import Picture, PictureSource, read_picture
+from vitral.checkpoints.load import load_model
+from vitral.data.transforms import Preprocessing
+from vitral.errors import PictureError, UnknownNameError, UsageError
+from vitral.layers.linear import pack_linears
+from vitral.pipelines.stream import batched, overlapped
+from vitral.tasks import classification, features
+
+__all__ = ["TASKS", "Failure", "Predictor", "load"]
+
+TASKS: dict[str, Callable[..., list[Any]]] = {
+    "image-classification": classification.decode,
+    "image-feature-extraction": features.decode,
+}
+"""What each task makes of a model's output."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture of a stream that could not be read.
+
+    Attributes:
+        name: its path, address or description.
+        error: what was wrong, as a sentence.
+    """
+
+    name: str
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"name": self.name, "error": self.error}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture on its way: named, measured, turned into the model's input."""
+
+    name: str
+    size: tuple[int, int]
+    pixels: Float[Tensor, "c y x"]
+    picture: Picture | None
+
+
+class Predictor:
+    """A model with everything around it: reading, preparing, computing, deciding.
+
+    Args:
+        model: a model of Vitral's with a record; it is put into evaluation mode and moved to the device.
+        task: a key of `TASKS`; by default what the model can do (classification if it has classes, else features).
+        preprocessing: how pictures are prepared; by default as the model's record says.
+        device: see `base.device.resolve_device`.
+        dtype: the precision the model computes in.
+        decoding: "fast" reads a large JPEG at a half, a quarter or an eighth of its size, at least five times what the model
+            sees (pixels then differ by 0.2 of 255 levels on average); "exact" always reads it whole.
+        **options: passed to the task's decoding (`top_k`, `function`).
+
+    Raises:
+        UnknownNameError: no such task.
+        UsageError: the model has no classes but is to classify, or nobody said how its pictures are prepared.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        task: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        device: str | int | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        decoding: Literal["fast", "exact"] = "fast",
+        **options: Any,
+    ) -> None:
+        classes = cast(Any, model).config.num_classes
+        task = task or ("image-classification" if classes else "image-feature-extraction")
+        if task not in TASKS:
+            raise UnknownNameError("task", task, TASKS)
+        if task == "image-classification" and not classes:
+            raise UsageError(
+                "The model has no classifier, so it cannot classify. Use the task 'image-feature-extraction', or load it with "
+                "num_classes=… and train the new classifier."
+            )
+        if decoding not in ("fast", "exact"):
+            raise UnknownNameError("decoding", decoding, ("fast", "exact"))
+        self.task, self.options = task, options
+        self.device, self.dtype, self.decoding = resolve_device(device), dtype, decoding
+        self.model = model.eval().to(self.device, dtype)
+        self.record = cast(Any, model).record
+        found = preprocessing or self.record.preprocessing
+        if found is None:
+            raise UsageError("Nobody said how pictures are prepared for this model. Pass preprocessing=Preprocessing(…).")
+        self.preprocessing: Preprocessing = found
+        if self.device.type == "cpu" and dtype == torch.float32:
+            pack_linears(self.model)
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.task}, {self.record.architecture or type(self.model).__name__}, {self.device}, from {self.record.source or 'memory'})"
+
+    def __call__(self, picture: PictureSource, *, timeout: float = 10.0, **options: Any) -> Any:
+        """Answer for one picture.
+
+        Args:
+            picture: a path, address, bytes, file object, Pillow image, array or tensor; see `base.image.read_picture`.
+            timeout: seconds that fetching an address may take.
+            **options: override the predictor's.
+
+        Raises:
+            PictureError: the picture cannot be read.
+        """
+        prepared = self._prepare(picture, keep_picture=True, timeout=timeout)
+        return self._answer([prepared], self.options | options)[0]
+
+    def stream(
+        self,
+        pictures: Iterable[PictureSource],
+        *,
+        batch_size: int = 8,
+        workers: int | None = None,
+        on_error: Literal["record", "raise"] = "record",
+        keep_pictures: bool = False,
+        timeout: float = 10.0,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Answers for many pictures, one by one and in order, in memory that does not grow with their number.
+
+        Args:
+            pictures: drawn no more than two batches ahead; sizes may differ.
+            batch_size: how many pictures the model sees at once.
+            workers: threads that read; see `pipelines.stream.overlapped`.
+            on_error: what a picture that cannot be read becomes: a `Failure` in its place, or an exception.
+            keep_pictures: whether results hold their pictures, to be drawn on.
+            timeout: seconds that fetching an address may take.
+            **options: override the predictor's.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size must be a whole number of at least 1; {batch_size!r} came.")
+
+        def prepare(picture: PictureSource) -> _Prepared | Failure:
+            try:
+                return self._prepare(picture, keep_picture=keep_pictures, timeout=timeout)
+            except PictureError as error:
+                if on_error == "raise":
+                    raise
+                return Failure(error.name, error.reason)
+
+        options = self.options | options
+        prepared = overlapped(pictures, prepare, ahead=2 * batch_size, workers=workers)
+        for batch in batched(prepared, batch_size):
+            answers = iter(self._answer([item for item in batch if isinstance(item, _Prepared)], options))
+            for item in batch:
+                yield next(answers) if isinstance(item, _Prepared) else item
+
+    def _prepare(self, source: PictureSource, *, keep_picture: bool, timeout: float) -> _Prepared:
+        enough = self.preprocessing.reading_size if self.decoding == "fast" else None
+        picture = read_picture(source, at_least=enough, timeout=timeout)
+        pixels, _ = self.preprocessing(picture)
+        return _Prepared(picture.name, picture.size, pixels, picture if keep_picture else None)
+
+    @torch.no_grad()
+    def _answer(self, prepared: list[_Prepared], options: dict[str, Any]) -> list[Any]:
+        """Results in the order of the pictures; pictures whose inputs are of one size are computed together."""
+        groups: dict[torch.Size, list[int]] = defaultdict(list)
+        for place, item in enumerate(prepared):
+            groups[item.pixels.shape].append(place)
+        answers: list[Any] = [None] * len(prepared)
+        for places in groups.values():
+            pixels = torch.stack([prepared[place].pixels for place in places]).to(self.device, self.dtype)
+            pictures = [(prepared[place].name, prepared[place].size, prepared[place].picture) for place in places]
+            results = TASKS[self.task](self.model(pixels), pictures, self.record, **options)
+            for place, result in zip(places, results, strict=True):
+                answers[place] = result
+        return answers
+
+
+def load(
+    source: str | Path | nn.Module,
+    *,
+    architecture: Any = None,
+    num_classes: int | None = None,
+    **options: Any,
+) -> Predictor:
+    """A predictor from a checkpoint anybody published.
+
+    Args:
+        source: a folder, a weights file, a Hub id, or a model of Vitral's.
+        architecture: see `checkpoints.load.load_model`.
+        num_classes: see `checkpoints.load.load_model`.
+        **options: see `Predictor`: task, preprocessing, device, dtype, decoding, top_k, function.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be understood.
+        HubError: the Hub cannot be reached.
+        UnknownNameError: a misspelt option; the message names the nearest.
+    """
+    known = ("task", "preprocessing", "device", "dtype", "decoding", "top_k", "function")
+    for option in options:
+        if option not in known:
+            raise UnknownNameError("keyword of load", option, ("architecture", "num_classes", *known))
+    model = source if isinstance(source, nn.Module) else load_model(source, architecture, num_classes)
+    return Predictor(model, **options)
