@@ -101,10 +101,10 @@ def test_every_python_block_runs(page: Path, desk: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_exists(page: Path) -> None:
-    import typer.main
-    from vitral.cli.main import app
-
     for words in commands(page.read_text("utf-8")):
+        import typer.main
+        from vitral.cli.main import app
+
         command: Any = typer.main.get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitral.layers.linear import Linear
 from vitral.layers.norm import Norm, norm_layer
 
 __all__ = ["Rotation", "ScaledDotProduct", "SelfAttention", "rotate"]
@@ -91,7 +92,7 @@ class SelfAttention(nn.Module):
         head_width = head_width or width // heads
         inner = heads * head_width
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * inner, bias=qkv_bias and key_bias)
+        self.qkv = Linear(width, 3 * inner, bias=qkv_bias and key_bias)
         if qkv_bias and not key_bias:
             self.query_bias = nn.Parameter(torch.zeros(inner))
             self.value_bias = nn.Parameter(torch.zeros(inner))
@@ -99,7 +100,7 @@ class SelfAttention(nn.Module):
         self.query_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
         self.key_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
         self.product = ScaledDotProduct(head_width**-0.5, dropout)
-        self.projection = nn.Linear(inner, width, bias=output_bias)
+        self.projection = Linear(inner, width, bias=output_bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(

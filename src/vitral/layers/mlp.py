@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitral.layers.linear import Linear
+
 __all__ = ["ACTIVATIONS", "Activation", "Mlp", "Nonlinearity", "SwiGLU"]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
@@ -60,9 +62,9 @@ class Mlp(nn.Module):
         self, width: int, hidden: int, activation: Activation = "gelu", *, bias: bool = True, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
         self.nonlinearity = Nonlinearity(activation)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
@@ -84,9 +86,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
+        self.gate_up = Linear(width, 2 * hidden, bias=bias)
         self.nonlinearity = Nonlinearity("silu")
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.down = Linear(hidden, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitral.layers.attention import ScaledDotProduct
+from vitral.layers.linear import Linear
 from vitral.layers.mlp import Activation, Mlp
 from vitral.layers.norm import Norm, norm_layer
 
@@ -41,9 +42,9 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.query = nn.Parameter(torch.zeros(1, 1, width))
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.product = ScaledDotProduct((width // heads) ** -0.5)
-        self.projection = nn.Linear(width, width)
+        self.projection = Linear(width, width)
         self.norm = norm_layer(width, norm, eps)
         self.mlp = Mlp(width, hidden, activation)
 

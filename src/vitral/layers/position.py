@@ -37,7 +37,7 @@ def resample_grid(
     return maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
 
-def _sinusoids(positions: Float[Tensor, " n"], width: int) -> tuple[Tensor, Tensor]:
+def _sinusoids(positions: Int[Tensor, " n"], width: int) -> tuple[Tensor, Tensor]:
     """Sines and cosines (n, width/2) of the positions at wavelengths from 2π to 10000 · 2π."""
     frequencies = 10000 ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angles = positions.double()[:, None] * frequencies

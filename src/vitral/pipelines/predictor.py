@@ -20,7 +20,6 @@ from vitral.base.image import Picture, PictureSource, read_picture
 from vitral.checkpoints.load import load_model
 from vitral.data.transforms import Preprocessing
 from vitral.errors import PictureError, UnknownNameError, UsageError
-from vitral.layers.linear import pack_linears
 from vitral.pipelines.stream import batched, overlapped
 from vitral.tasks import classification, features
 
@@ -108,8 +107,6 @@ class Predictor:
         if found is None:
             raise UsageError("Nobody said how pictures are prepared for this model. Pass preprocessing=Preprocessing(…).")
         self.preprocessing: Preprocessing = found
-        if self.device.type == "cpu" and dtype == torch.float32:
-            pack_linears(self.model)
 
     def __repr__(self) -> str:
         return f"Predictor({self.task}, {self.record.architecture or type(self.model).__name__}, {self.device}, from {self.record.source or 'memory'})"

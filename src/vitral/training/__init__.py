@@ -1,3 +1,3 @@
-"""Training a model: `loop` is the whole of it in one visible function, on pure `schedule`s and explicit `optim` groups."""
+"""Training a model: `loop` is the whole of it in one visible function, over pure schedules."""
 
 __all__: list[str] = []

@@ -27,7 +27,7 @@ from vitral.training.schedule import warmup_cosine
 __all__ = ["Augment", "Epoch", "History", "evaluate", "fit", "order_of"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""A batch (b, c, y, x) and the generator to draw from, to a changed batch of the same shape; the input is left as is."""
+"""From a batch (b, c, y, x) and the generator to draw from to a new batch of the same shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def fit(
     dropout included, is drawn from (seed, epoch). The caller's random state is left as it was.
 
     Args:
-        model: called as `model(pixels)`; its output's `.logits` have shape (b, classes). Left on `device`, in eval mode.
+        model: called as `model(pixels)`; the result's `.logits` are (b, classes). Left on `device`, in eval mode.
         pixels: the pictures, as the model takes them (normalised).
         targets: the class of each picture, from 0.
         epochs: how often every picture is seen.
@@ -165,7 +165,7 @@ def evaluate(
 
 
 def order_of(count: int, *, seed: int, epoch: int) -> Int[Tensor, " n"]:
-    """The order in which an epoch visits `count` samples: a permutation of their indices, a function of its arguments."""
+    """The order in which an epoch visits `count` samples: a permutation of their indices, a pure function."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(_mixed(seed, epoch, 0)))
 
 
@@ -178,7 +178,7 @@ def _check(pixels: Tensor, targets: Tensor, *, epochs: int = 1, batch_size: int 
     """Refuse what could only fail later, or silently do nothing."""
     if len(pixels) == 0 or len(pixels) != len(targets):
         raise UsageError(
-            f"There are {len(pixels)} pictures and {len(targets)} targets; give one target for each of at least one picture."
+            f"There are {len(pixels)} pictures and {len(targets)} targets; give one target to each of the pictures."
         )
     if epochs < 1 or batch_size < 1:
         raise UsageError(f"Got {epochs=} and {batch_size=}; both count something and must be 1 or more.")

@@ -24,7 +24,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Returns:
         The groups in the form of `torch.optim`, the decaying one first; together they hold every trained parameter.
     """
-    decaying, free, seen = [], [], set()
+    decaying: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vitral.errors import UsageError
 from vitral.layers.attention import Rotation, SelfAttention
 from vitral.layers.block import Block, NormPlacement
+from vitral.layers.linear import Linear
 from vitral.layers.mlp import Activation, Mlp, SwiGLU
 from vitral.layers.norm import LayerScale, Norm, norm_layer
 from vitral.layers.patch import PatchEmbedding
@@ -180,7 +181,7 @@ class ViT(nn.Module):
         self.pool = self._attention_pool() if config.pool == "attention" else None
         self.pool_norm = self._norm() if config.pool_norm else nn.Identity()
         self.representation = (
-            nn.Sequential(nn.Linear(width, config.representation), nn.Tanh()) if config.representation else nn.Identity()
+            nn.Sequential(Linear(width, config.representation), nn.Tanh()) if config.representation else nn.Identity()
         )
         self.head = _classifier(config.pooled_width, config.num_classes)
         self.distillation_head = _classifier(width, config.num_classes * config.distillation_head)
@@ -222,7 +223,7 @@ class ViT(nn.Module):
             if prefix_positions is not None:
                 placed = prefix_positions.shape[1]
                 prefix = torch.cat([prefix[:, :placed] + prefix_positions, prefix[:, placed:]], dim=1)
-            patches = torch.cat([prefix.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
+            patches = torch.cat([prefix.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return self.stem_norm(self.dropout(patches)), grid
 
     def positions(self, grid: tuple[int, int]) -> tuple[Float[Tensor, "1 k d"] | None, Float[Tensor, "1 p d"] | None]:
@@ -306,8 +307,8 @@ def _token(count: int, width: int, present: bool) -> nn.Parameter | None:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, width), std=0.02)) if present else None
 
 
-def _classifier(width: int, num_classes: int) -> nn.Linear | None:
-    return nn.Linear(width, num_classes) if num_classes else None
+def _classifier(width: int, num_classes: int) -> Linear | None:
+    return Linear(width, num_classes) if num_classes else None
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,118 @@
+"""What predictions leave on disk: a folder with one file per picture, and one list of them all."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from vitral.cli.show import json_line
+from vitral.errors import UsageError
+from vitral.pipelines.predictor import Failure
+from vitral.tasks.classification import Classification
+from vitral.tasks.features import Features
+
+__all__ = ["ResultFolder", "check_folder", "write_whole"]
+
+_LIST = "predictions.jsonl"
+
+
+def check_folder(folder: Path, pictures: Iterable[str | Path]) -> None:
+    """Refuse a folder that results must not go to, before any work is done.
+
+    Raises:
+        UsageError: it is a file, or holds one of the pictures, which a drawing of the same name would replace.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; give a folder.")
+    there = folder.resolve()
+    for picture in pictures:
+        path = Path(picture)
+        if path.is_file() and path.resolve().parent == there:
+            raise UsageError(f"--out {folder} holds the pictures themselves ({path.name}); give another folder.")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file at once: after an interruption there is the old one or the new one, never half of one."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)  # noqa: PTH105 - atomic within a file system
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class ResultFolder:
+    """A folder that fills with results: a drawing or an archive for each picture, and `predictions.jsonl`.
+
+    Args:
+        folder: where; made if it is not there. Files of the same names are replaced.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.used: Counter[str] = Counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.list = (folder / _LIST).open("w", encoding="utf-8")
+
+    def __enter__(self) -> ResultFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.list.close()
+
+    def add(self, result: Any) -> None:
+        """Keep a result: its file, if it is no failure, and its line in the list, which names that file."""
+        told = result.to_dict() if isinstance(result, Failure) else self._kept(result)
+        self.list.write(json_line(told) + "\n")
+        self.list.flush()
+
+    def _kept(self, result: Any) -> dict[str, Any]:
+        suffix, content_of, told_of = _FORMS[type(result)]
+        file = self._free_stem(result.name) + suffix
+        write_whole(self.folder / file, content_of(result))
+        return told_of(result) | {"file": file}
+
+    def _free_stem(self, name: str) -> str:
+        """A name for a picture's file that is safe on every file system and not yet taken."""
+        path = urlsplit(name).path if "://" in name else name
+        stem = re.sub(r"[^\w.-]+", "_", PurePath(path).stem).strip("._")[:80] or "picture"
+        free = stem
+        while self.used[free.casefold()]:
+            self.used[stem.casefold()] += 1
+            free = f"{stem}-{self.used[stem.casefold()]}"
+        self.used[free.casefold()] += 1
+        return free
+
+
+def _drawing(result: Classification) -> bytes:
+    memory = io.BytesIO()
+    result.draw().save(memory, "PNG", compress_level=4)
+    return memory.getvalue()
+
+
+def _archive(result: Features) -> bytes:
+    """The arrays of `numpy.load`: tokens (n, d), pooled (e), grid (rows, columns), prefix (tokens before the patches)."""
+    memory = io.BytesIO()
+    np.savez(memory, tokens=result.tokens.numpy(), pooled=result.pooled.numpy(), grid=result.grid, prefix=result.prefix)
+    return memory.getvalue()
+
+
+def _facts(result: Features) -> dict[str, Any]:
+    """What the list says about features; the numbers are in the archive."""
+    return {"name": result.name, "size": list(result.size), "grid": list(result.grid), "prefix": result.prefix}
+
+
+_FORMS: dict[type, tuple[str, Callable[[Any], bytes], Callable[[Any], dict[str, Any]]]] = {
+    Classification: (".png", _drawing, Classification.to_dict),
+    Features: (".npz", _archive, _facts),
+}
+"""For each kind of result: the suffix of its file, the file's content, and its line in the list."""

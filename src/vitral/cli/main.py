@@ -1,0 +1,184 @@
+"""`vitral`: the commands, their options, and how they end.
+
+Exit codes: 0 all went well; 1 something failed (a picture, a checkpoint, the network, the disk); 2 the command was not
+understood; 130 interrupted.
+
+This page imports nothing heavy: each command opens its room when it is called, so that `vitral --help` need not wait for
+torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from vitral import __version__
+from vitral.errors import UsageError, VitralError
+
+__all__ = ["app", "demo", "models", "predict", "run", "start"]
+
+_BROKEN_PIPE = 141  # what a shell reports for a program that a closed pipe ended: 128 + SIGPIPE
+
+
+class _Commands(TyperGroup):
+    """The group of commands. Whatever goes wrong inside one ends as a sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            answer = super().invoke(ctx)
+            sys.stdout.flush()
+            return answer
+        except KeyboardInterrupt:
+            _end("Interrupted.", 130)
+        except BrokenPipeError:
+            # Whoever read the output has enough. The interpreter flushes once more on its way out: into nothing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_BROKEN_PIPE) from None
+        except Exception as error:
+            if ctx.params["debug"] or hasattr(error, "exit_code"):  # typer's own carry their exit code
+                raise
+            _end(_sentence(error), 2 if isinstance(error, UsageError) else 1)
+
+
+def _sentence(error: Exception) -> str:
+    """What a user should read about an error."""
+    if isinstance(error, VitralError):
+        return f"Error: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"Error: {error.strerror}: {error.filename}" if error.filename else f"Error: {error.strerror}."
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"Unexpected {type(error).__name__}: {first}\nFor the traceback: vitral --debug, then the command as before."
+
+
+def _end(message: str, code: int) -> NoReturn:
+    typer.echo("".join(sign if sign.isprintable() or sign == "\n" else "\ufffd" for sign in message), err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich takes longer to draw boxes around the help than everything else together
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run() -> None:
+    """The console script `vitral`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a file's name may hold what the terminal cannot show
+    app(prog_name="vitral")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitral {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="VITRAL_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Transformers in vision.
+
+    \b
+    vitral demo                                     train one in a minute, no network
+    vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
+    vitral models                                   what there is to build
+    """
+
+
+@app.command()
+def predict(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILES", help="Pictures: files, folders, patterns or addresses.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to show, best first.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per picture to stdout.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for drawings (or features) and predictions.jsonl.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="image-classification or image-feature-extraction; what the model can do.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
+    ] = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Decode large JPEGs whole: slower, and equal to the peers to the last bit.")
+    ] = False,
+) -> None:
+    """Say what pictures show.
+
+    \b
+    vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
+    vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
+    vitral predict holiday/ --model checkpoint/ --json | jq .classes[0].label
+
+    Ends with code 1 if a picture could not be read; the others are answered for.
+    """
+    from vitral.cli.predict import predict as answer
+
+    failed = answer(
+        files,
+        model,
+        top_k=top_k,
+        as_json=as_json,
+        out=out,
+        batch_size=batch_size,
+        workers=num_workers,
+        device=int(device) if device and device.lstrip("-").isdecimal() else device,
+        task=task,
+        architecture=architecture,
+        decoding="exact" if exact else "fast",
+    )
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern such as 'dino*16'.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per model to stdout.")] = False,
+) -> None:
+    """List the networks that can be built, with their sizes."""
+    from vitral.cli.models import list_networks
+
+    raise typer.Exit(0 if list_networks(pattern, as_json=as_json) else 1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page, the checkpoint and some digits.")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Another seed is another training.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; all unless told.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+) -> None:
+    """Train a small transformer on handwritten digits, use it, and make a page of it.
+
+    Takes a minute on two cores and no network: the digits come with scikit-learn.
+    """
+    from vitral.cli.demo import demo as show
+
+    show(out, seed=seed, threads=threads, epochs=epochs)

@@ -1,0 +1,98 @@
+"""`vitral models`: the catalogue as a table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from vitral.cli.show import json_line
+from vitral.errors import UnknownNameError
+from vitral.models.catalogue import CATALOGUE, list_models
+
+__all__ = ["list_networks"]
+
+_PAPERS = {
+    "vit": "Dosovitskiy et al. 2021",
+    "vit_g": "Zhai et al. 2022",
+    "deit": "Touvron et al. 2021",
+    "beit": "Bao et al. 2022",
+    "mae": "He et al. 2022",
+    "dino": "Caron et al. 2021",
+    "dinov2": "Oquab et al. 2023",
+    "dinov3": "Siméoni et al. 2025",
+    "clip": "Radford et al. 2021",
+    "siglip": "Zhai et al. 2023",
+}
+"""Beginning of a name → where the network was published; the longest that fits counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One network: its name, how many parameters it has, and its sizes."""
+
+    name: str
+    parameters: int
+    input: tuple[int, int]
+    patch: tuple[int, int]
+    width: int
+    depth: int
+    heads: int
+    classes: int
+    paper: str
+
+
+def list_networks(pattern: str | None, *, as_json: bool) -> bool:
+    """Print the networks whose names fit, as a table or as JSON lines; whether there are any."""
+    names = list_models(pattern)
+    if not names:
+        Console(stderr=True, highlight=False).print(f"Error: {UnknownNameError('model', pattern, CATALOGUE)}", markup=False, soft_wrap=True)
+        return False
+    rows = [_row(name) for name in names]
+    if as_json:
+        for row in rows:
+            sys.stdout.write(json_line(vars(row)) + "\n")
+    else:
+        Console(highlight=False).print(_table(rows))
+    return True
+
+
+def _row(name: str) -> _Row:
+    entry = CATALOGUE[name]
+    with torch.device("meta"):  # shapes without numbers: nothing is allocated
+        parameters = sum(parameter.numel() for parameter in entry.build(entry.config).parameters())
+    config: Any = entry.config
+    return _Row(
+        name=name,
+        parameters=parameters,
+        input=config.image_size,
+        patch=config.patch_size,
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        classes=config.num_classes,
+        paper=_PAPERS.get(max((start for start in _PAPERS if name.startswith(start)), key=len, default=""), ""),
+    )
+
+
+def _table(rows: list[_Row]) -> Table:
+    """A table that fits into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("name", style="bold", no_wrap=True)
+    for title in ("params (M)", "input", "patch", "width", "depth", "heads"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("paper", style="bright_black", no_wrap=True)
+    for row in rows:
+        sizes = (row.width, row.depth, row.heads)
+        table.add_row(row.name, f"{row.parameters / 1e6:.1f}", _side(row.input), _side(row.patch), *map(str, sizes), row.paper.replace(" et al.", ""))
+    return table
+
+
+def _side(size: tuple[int, int]) -> str:
+    """A square by its side, anything else by height and width."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}×{size[1]}"

@@ -1,0 +1,92 @@
+"""`vitral predict`: from the names a user typed to answers on the screen and in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from vitral.cli.folder import ResultFolder, check_folder
+from vitral.cli.show import Screen
+from vitral.errors import PictureError
+from vitral.pipelines.predictor import Failure, Predictor, load
+from vitral.pipelines.sources import sources_of
+
+__all__ = ["predict"]
+
+
+def predict(
+    files: Sequence[str],
+    model: str,
+    *,
+    top_k: int,
+    as_json: bool,
+    out: Path | None,
+    batch_size: int,
+    workers: int | None,
+    **loading: Any,
+) -> int:
+    """Answer for every picture, in order.
+
+    Args:
+        files: paths, folders, patterns, addresses.
+        model: a checkpoint; see `checkpoints.load.load_model`.
+        top_k: how many classes of each picture to show and keep.
+        as_json: whether stdout receives JSON lines.
+        out: a folder for drawings or features and the list of predictions; None for none.
+        batch_size: how many pictures the model sees at once.
+        workers: threads that read; see `pipelines.stream.overlapped`.
+        **loading: see `pipelines.predictor.load`.
+
+    Returns:
+        How many pictures could not be read.
+    """
+    pictures = _pictures(files)
+    readable = [picture for picture in pictures if not isinstance(picture, Failure)]
+    if out is not None:
+        check_folder(out, readable)
+    predictor = load(model, **loading)
+    classifies = predictor.task == "image-classification"
+    results = predictor.stream(
+        readable,
+        batch_size=batch_size,
+        workers=workers,
+        keep_pictures=out is not None and classifies,
+        **({"top_k": top_k} if classifies else {}),
+    )
+    failed = 0
+    with ExitStack() as stack:
+        screen = stack.enter_context(Screen(len(pictures), as_json=as_json, labels=_labels(predictor)))
+        folder = stack.enter_context(ResultFolder(out)) if out is not None else None
+        for picture in pictures:
+            result = picture if isinstance(picture, Failure) else next(results)
+            failed += isinstance(result, Failure)
+            if folder is not None:
+                folder.add(result)
+            screen.show(result)
+    if failed and len(pictures) > 1:
+        screen.say(f"{failed} of {len(pictures)} could not be read.", "red")
+    if out is not None and not as_json:
+        screen.say(f"The results lie in {out}.")
+    return failed
+
+
+def _pictures(files: Sequence[str]) -> list[Any]:
+    """Every picture that the names stand for; a name that stands for none fails in its place."""
+
+    def found() -> Iterator[Any]:
+        for name in files:
+            try:
+                yield from sources_of(name).pictures
+            except PictureError as error:
+                yield Failure(error.name, error.reason)
+
+    return list(found())
+
+
+def _labels(predictor: Predictor) -> tuple[str, ...]:
+    """What the bars of all pictures may be labelled with."""
+    if predictor.record.labels or predictor.task != "image-classification":
+        return predictor.record.labels
+    return ("LABEL_0000",)
