@@ -161,9 +161,7 @@ def test_the_checker_lets_lower_floors_pass(tmp_path: Path, page: str, code: str
 
 
 def test_no_room_is_a_drawer_for_everything() -> None:
-    names = {
-        part for page in (SOURCE / "vitral").rglob("*.py") for part in page.relative_to(SOURCE).with_suffix("").parts
-    }
+    names = {part for page in (SOURCE / "vitral").rglob("*.py") for part in page.relative_to(SOURCE).with_suffix("").parts}
     assert names & FORBIDDEN_NAMES == set(), "a thing lives where its concept lives"
 
 
@@ -201,9 +199,7 @@ def written_pages() -> Iterator[Path]:
     """Every text of the repository that somebody wrote."""
     for folder in ("src", "tests", "docs", "benchmarks", "examples", ".ci", ".github"):
         yield from (page for page in (ROOT / folder).rglob("*") if page.suffix in WRITTEN or page.parent.name == ".ci")
-    yield from (
-        page for page in ROOT.iterdir() if page.is_file() and (page.suffix in WRITTEN or page.name == "Makefile")
-    )
+    yield from (page for page in ROOT.iterdir() if page.is_file() and (page.suffix in WRITTEN or page.name == "Makefile"))
 
 
 def test_the_tree_names_no_machine_and_no_moment() -> None:

@@ -89,9 +89,7 @@ def undocumented(code: str) -> list[str]:
 
     def visit(body: Iterable[ast.stmt], prefix: str) -> None:
         for node in body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
-                "_"
-            ):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 overloads = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
                 setters = any(ast.unparse(decorator).endswith(".setter") for decorator in node.decorator_list)
                 if not ast.get_docstring(node) and not overloads and not setters:

@@ -137,7 +137,7 @@ def test_autocast_keeps_what_the_weights_are_and_is_close() -> None:
     close(half.logits, whole.logits, 0.06)
 
 
-@pytest.mark.parametrize("kind", ["vit_b16", "beit_b16", "dinov3_b16", "siglip_b16", "sinusoids 2d"])
+@pytest.mark.parametrize("kind", ["vit_b16", "beit_b16", "dinov3_b16"])
 def test_an_exported_network_computes_the_same(kind: str) -> None:
     model, pixels = small(kind), torch.randn(2, 3, 32, 32)
     batch = torch.export.Dim("batch", min=1, max=64)

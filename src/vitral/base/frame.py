@@ -41,7 +41,7 @@ class Frame:
     def __post_init__(self) -> None:
         for field in ("picture", "input", "scale"):
             value = getattr(self, field)
-            if len(value) != 2 or not all(0 < number < float("inf") for number in value):
+            if len(value) != 2 or not 0 < min(value) <= max(value) < float("inf"):
                 raise UsageError(f"{field} of a Frame must be two positive numbers (y, x), but is {value!r}.")
 
     @property

@@ -211,7 +211,7 @@ def _wish(at_least: tuple[int, int] | None, background: tuple[int, int, int], ma
     """The options, if they make sense."""
     if at_least is not None and (len(at_least) != 2 or min(at_least) < 1):
         raise UsageError(f"at_least must be a (height, width) of at least 1 pixel each, but is {at_least!r}.")
-    if len(background) != 3 or not all(0 <= value <= 255 for value in background):
+    if len(background) != 3 or min(background) < 0 or max(background) > 255:
         raise UsageError(f"background must be an RGB colour of three values from 0 to 255, but is {background!r}.")
     if max_pixels < 1:
         raise UsageError(f"max_pixels must be at least 1, but is {max_pixels}.")
@@ -230,7 +230,9 @@ def _decode(file: _File, name: str, wish: _Wish) -> Picture:
         reduction = _reduce(image, wish)
         image.load()
         turn = _orientation(image)
-        upright = _turned(_to_rgb(image, name, wish), turn)
+        upright = image if image.mode == "RGB" and not image.has_transparency_data else _to_rgb(image, name, wish)
+        if turn != 1:
+            upright = _turned(upright, turn)
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -239,7 +241,7 @@ def _decode(file: _File, name: str, wish: _Wish) -> Picture:
         advice = "It may be incomplete or damaged: open it in a viewer, or fetch it again."
         raise PictureError(name, f"It could not be decoded ({_brief(error)}). {advice}") from error
     size = (width, height) if turn in _SIDEWAYS else (height, width)
-    return Picture(upright, size, name, _box(size, upright, reduction, turn))
+    return Picture(upright, size, name, _box(size, upright, reduction, turn) if reduction > 1 else None)
 
 
 def _open(file: _File, name: str) -> ImageFile.ImageFile:
@@ -291,12 +293,8 @@ def _reduce(image: ImageFile.ImageFile, wish: _Wish) -> int:
     return round(original / drafted[1][2]) if drafted else 1
 
 
-def _box(
-    size: tuple[int, int], upright: Image.Image, reduction: int, turn: int
-) -> tuple[float, float, float, float] | None:
+def _box(size: tuple[int, int], upright: Image.Image, reduction: int, turn: int) -> tuple[float, float, float, float]:
     """Where the original of `size` lies in its reduced, turned decoding."""
-    if reduction == 1:
-        return None
     height, width = size[0] / reduction, size[1] / reduction
     left = upright.width - width if turn in _RIGHT_TO_LEFT else 0.0
     top = upright.height - height if turn in _BOTTOM_TO_TOP else 0.0
@@ -314,8 +312,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _turned(image: Image.Image, turn: int) -> Image.Image:
     """The picture upright, and without the note that it is not."""
-    if turn == 1:
-        return image
     upright = image.transpose(_TURNS[turn])
     upright.info = {}
     return upright
@@ -352,7 +348,9 @@ def _from_image(image: Image.Image, name: str, wish: _Wish) -> Picture:
     _check_size(image.size[::-1], name, wish)
     try:
         image.load()
-        upright = _turned(_to_rgb(image, name, wish), _orientation(image))
+        turn, upright = _orientation(image), _to_rgb(image, name, wish)
+        if turn != 1:
+            upright = _turned(upright, turn)
     except PictureError:
         raise
     except Exception as error:
@@ -407,44 +405,39 @@ def _to_bytes(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
 
 def _from_path(source: str | os.PathLike[str], name: str | None, wish: _Wish, allow_paths: bool) -> Picture:
     """A path; or a string that is the base64 of a picture, unless a file has that name."""
-    path = Path(source)
-    if isinstance(source, str) and not (allow_paths and _exists(path)):
+    text = str(source)
+    label = name or (text if len(text) <= 1000 else _shortened(text))
+    mode = _mode(Path(source), label) if allow_paths else None
+    if mode is None and isinstance(source, str):
         data = _base64(source)
         if data is not None:
             return _decode(io.BytesIO(data), name or "<base64>", wish)
-    label = name or _shortened(str(source))
     if not allow_paths:
         raise PictureError(label, "Paths are not read here. Pass the picture's bytes, or base64 in a string.")
-    with _open_file(path, label) as file:
+    if mode is None:
+        raise PictureError(label, _missing(Path(source)))
+    if stat.S_ISDIR(mode):
+        raise PictureError(label, "It is a folder, not a picture. Name a file in it.")
+    if not stat.S_ISREG(mode):  # opening a pipe or a device could wait for ever
+        raise PictureError(label, "It is a pipe, a device or a socket, not a file. Read it and pass its bytes.")
+    try:
+        file = Path(source).open("rb")  # noqa: SIM115 - closed below; decoding has errors of its own
+    except PermissionError as error:
+        raise PictureError(label, "Reading it is not permitted to this user. Check the permissions.") from error
+    except OSError as error:
+        raise PictureError(label, f"It cannot be opened ({_brief(error)}).") from error
+    with file:
         return _decode(file, label, wish)
 
 
-def _exists(path: Path) -> bool:
-    """Whether there is something of this name, or something in the way of finding out."""
+def _mode(path: Path, name: str) -> int | None:
+    """What kind of file a path names; None where there is nothing."""
     try:
-        path.stat()
-    except PermissionError:
-        return True
-    except (OSError, ValueError):  # no such file, a name too long to be one, or one with a null character
-        return False
-    return True
-
-
-def _open_file(path: Path, name: str) -> io.BufferedReader:
-    """Open a regular file, or say why not. (Opening a pipe or a device could wait for ever.)"""
-    if not _exists(path):
-        raise PictureError(name, _missing(path))
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise PictureError(name, "It is a folder, not a picture. Name a file in it.")
-        if not stat.S_ISREG(mode):
-            raise PictureError(name, "It is a pipe, a device or a socket, not a file. Read it and pass its bytes.")
-        return path.open("rb")
+        return path.stat().st_mode
     except PermissionError as error:
         raise PictureError(name, "Reading it is not permitted to this user. Check the permissions.") from error
-    except OSError as error:
-        raise PictureError(name, f"It cannot be opened ({_brief(error)}).") from error
+    except (OSError, ValueError):  # no such file, a name too long to be one, or one with a null character
+        return None
 
 
 def _missing(path: Path) -> str:

@@ -128,9 +128,11 @@ class _Safetensors(Mapping[str, Tensor]):
         for path in paths:
             try:
                 handle = safe_open(path, framework="pt")
-                self._where.update(dict.fromkeys(handle.keys(), handle))
+                self._where.update(dict.fromkeys(handle.keys(), handle)  # type: ignore[no-untyped-call])
             except (SafetensorError, OSError, ValueError) as error:
-                raise CheckpointError(f"{path.name} is not a readable safetensors file ({error}). Download it again.") from error
+                raise CheckpointError(
+                    f"{path.name} is not a readable safetensors file ({error}). Download it again."
+                ) from error
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._where[name].get_tensor(name)

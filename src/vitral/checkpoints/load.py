@@ -50,15 +50,16 @@ def load_model(source: str | Path, architecture: Any = None, num_classes: int | 
     plan = _plan(files, _configuration(architecture))
     with torch.device("meta"):
         model = cast(Any, plan.build(plan.config))
-    dropped = fill(
-        model, plan.rows, plan.tensors, source=files.source, ignored=plan.ignored, advice=plan.advice
-    )
+    dropped = fill(model, plan.rows, plan.tensors, source=files.source, ignored=plan.ignored, advice=plan.advice)
     notes = plan.record.notes
     if dropped:
         notes += (f"Left out on purpose, being no part of the encoder: {', '.join(sorted(dropped))}.",)
     labels = plan.record.labels
     if not labels and plan.config.num_classes == 1000:
-        labels, notes = imagenet1k_labels(), (*notes, "The file names no classes; as there are 1000, ImageNet-1k's names are given.")
+        labels, notes = (
+            imagenet1k_labels(),
+            (*notes, "The file names no classes; as there are 1000, ImageNet-1k's names are given."),
+        )
     if num_classes is not None and num_classes != plan.config.num_classes:
         model.reset_head(num_classes)
         labels = ()
@@ -69,18 +70,20 @@ def load_model(source: str | Path, architecture: Any = None, num_classes: int | 
 def _plan(files: Files, architecture: Any) -> Plan:
     layout = next((layout for layout in LAYOUTS if layout.recognises(files)), None)
     if layout is None:
-        names = ", ".join(sorted(files.tensors)[:4])
+        layouts, names = ", ".join(layout.name for layout in LAYOUTS), ", ".join(sorted(files.tensors)[:4])
         said = f" of model_type {files.config['model_type']!r}" if "model_type" in files.config else ""
         raise CheckpointError(
-            f"{files.source} is a checkpoint{said} in no layout we know ({', '.join(layout.name for layout in LAYOUTS)}). It holds {len(files.tensors)} "
-            f"tensors: {names}, …"
+            f"{files.source} is a checkpoint{said} in no layout we know ({layouts}). "
+            f"It holds {len(files.tensors)} tensors: {names}, …"
         )
     try:
         return layout.plan(files, architecture)
     except CheckpointError:
         raise
     except UsageError as error:
-        raise CheckpointError(f"The configuration in {files.source} asks for a network that cannot be built. {error}") from error
+        raise CheckpointError(
+            f"The configuration in {files.source} asks for a network that cannot be built. {error}"
+        ) from error
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise CheckpointError(
             f"The configuration in {files.source} has a value of an unexpected kind ({type(error).__name__}: {error})."

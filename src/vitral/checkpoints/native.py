@@ -30,11 +30,13 @@ def _recognises(files: Files) -> bool:
 def _plan(files: Files, architecture: Any) -> Plan:
     told = files.native
     if told.get("format") != _FORMAT:
-        raise CheckpointError(f"vitral.json is of format {told.get('format')!r}; this version of Vitral reads {_FORMAT}. Update Vitral.")
+        raise CheckpointError(
+            f"vitral.json is of format {told.get('format')!r}; this version of Vitral reads {_FORMAT}. Update Vitral."
+        )
     if told["network"] not in NETWORKS:
         raise UnknownNameError("network in vitral.json", told["network"], NETWORKS)
     network = NETWORKS[told["network"]]
-    config = _restored(network.config, told.get("config"), "config")
+    config: Any = _restored(network.config, told.get("config"), "config")
     record = _restored(Record, {**told.get("record", {}), "source": files.source}, "record")
     return Plan(
         build=network.build,
@@ -59,7 +61,11 @@ def _compose(model: nn.Module) -> Written:
         "config": asdict(config),
         "record": asdict(cast(Any, model).record),
     }
-    return Written(model=model, rows=[same(name, name) for name, _ in model.named_parameters()], documents={"vitral.json": described})
+    return Written(
+        model=model,
+        rows=[same(name, name) for name, _ in model.named_parameters()],
+        documents={"vitral.json": described},
+    )
 
 
 def _restored(kind: type[_T], told: Any, where: str) -> _T:

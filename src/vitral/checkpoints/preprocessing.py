@@ -8,7 +8,14 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
-from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Interpolation, Preprocessing
+from vitral.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    Interpolation,
+    Preprocessing,
+)
 from vitral.errors import CheckpointError, UnknownNameError
 
 __all__ = ["evaluation", "from_timm", "from_transformers", "to_timm", "to_transformers"]
@@ -18,7 +25,12 @@ _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear"
 
 # What a processor does where its file does not say (transformers' class attributes): edge or size, crop, filter, mean.
 _PROCESSORS: dict[str, dict[str, Any]] = {
-    "ViT": {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": INCEPTION_MEAN, "image_std": INCEPTION_STD},
+    "ViT": {
+        "size": {"height": 224, "width": 224},
+        "resample": 2,
+        "image_mean": INCEPTION_MEAN,
+        "image_std": INCEPTION_STD,
+    },
     "DeiT": {
         "size": {"height": 256, "width": 256},
         "do_center_crop": True,
@@ -27,7 +39,12 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "image_mean": INCEPTION_MEAN,
         "image_std": INCEPTION_STD,
     },
-    "Beit": {"size": {"height": 224, "width": 224}, "resample": 3, "image_mean": INCEPTION_MEAN, "image_std": INCEPTION_STD},
+    "Beit": {
+        "size": {"height": 224, "width": 224},
+        "resample": 3,
+        "image_mean": INCEPTION_MEAN,
+        "image_std": INCEPTION_STD,
+    },
     "Bit": {
         "size": {"shortest_edge": 224},
         "do_center_crop": True,
@@ -80,9 +97,19 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
         image_size: height and width of the model's pictures, for a checkpoint that says nothing.
     """
     named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
-    family = next((name for name in _PROCESSORS if named.startswith(f"{name}ImageProcessor") or named.startswith(f"{name}Feature")), "")
+    family = next(
+        (name for name in _PROCESSORS if named.startswith((f"{name}ImageProcessor", f"{name}Feature"))),
+        "",
+    )
     if not family:
-        family = {"deit": "DeiT", "beit": "Beit", "data2vec-vision": "Beit", "dinov2": "Bit", "dinov2_with_registers": "Bit", "dinov3_vit": "DINOv3ViT"}.get(model_type, "ViT")
+        family = {
+            "deit": "DeiT",
+            "beit": "Beit",
+            "data2vec-vision": "Beit",
+            "dinov2": "Bit",
+            "dinov2_with_registers": "Bit",
+            "dinov3_vit": "DINOv3ViT",
+        }.get(model_type, "ViT")
     told = {**_PROCESSORS[family], **{key: value for key, value in processor.items() if value is not None}}
     if not processor:
         told["size"] = told["crop_size"] = {"height": image_size[0], "width": image_size[1]}
@@ -103,7 +130,9 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
 
 def to_transformers(preprocessing: Preprocessing) -> dict[str, Any]:
     """The preprocessor_config.json of a processor of transformers that does the same."""
-    kind = {"shortest_edge": "BitImageProcessor", "exact": "DeiTImageProcessor", "none": "DeiTImageProcessor"}[preprocessing.resize]
+    kind = {"shortest_edge": "BitImageProcessor", "exact": "DeiTImageProcessor", "none": "DeiTImageProcessor"}[
+        preprocessing.resize
+    ]
     if preprocessing.resize == "exact" and preprocessing.crop is None:
         kind = "ViTImageProcessor"
     height, width = preprocessing.size
@@ -139,7 +168,9 @@ def from_timm(pretrained: dict[str, Any], image_size: tuple[int, int]) -> Prepro
     if mode not in ("center", "squash"):
         raise UnknownNameError("crop_mode of timm", mode, ("center", "squash"))
     if mode == "center" and size[0] != size[1]:
-        raise CheckpointError(f"timm's crop_mode 'center' for a picture of {crop[0]}×{crop[1]} is not supported; only squares are.")
+        raise CheckpointError(
+            f"timm's crop_mode 'center' for a picture of {crop[0]}×{crop[1]} is not supported; only squares are."
+        )
     return Preprocessing(
         resize="exact" if mode == "squash" else "shortest_edge",
         size=cast(tuple[int, int], size),
@@ -175,7 +206,9 @@ def _size(size: Any) -> tuple[str, tuple[int, int]]:
         return "shortest_edge", (int(size["shortest_edge"]),) * 2
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         return "exact", (int(size["height"]), int(size["width"]))
-    raise CheckpointError(f"The preprocessor's size {size!r} is not understood; expected height and width, or shortest_edge.")
+    raise CheckpointError(
+        f"The preprocessor's size {size!r} is not understood; expected height and width, or shortest_edge."
+    )
 
 
 def _interpolation(name: Any) -> Interpolation:

@@ -41,7 +41,9 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
     if layout not in writers:
         raise UnknownNameError("layout to write", layout, writers)
     if not hasattr(model, "record"):
-        raise UsageError(f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model.")
+        raise UsageError(
+            f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
+        )
     written = writers[layout](model)
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():

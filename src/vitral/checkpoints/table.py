@@ -66,7 +66,13 @@ def permuted(ours: str, theirs: str, order: Sequence[int]) -> Row:
 
 
 def fill(
-    model: nn.Module, rows: Iterable[Row], tensors: Tensors, *, source: str, ignored: Iterable[str] = (), advice: str = ""
+    model: nn.Module,
+    rows: Iterable[Row],
+    tensors: Tensors,
+    *,
+    source: str,
+    ignored: Iterable[str] = (),
+    advice: str = "",
 ) -> list[str]:
     """Give a model its weights in single precision, all of them or none.
 
@@ -86,7 +92,10 @@ def fill(
         CheckpointError: a tensor is not made of floating-point numbers, or holds one that is not finite.
     """
     targets = dict(model.named_parameters())
-    state, missing, misshaped, used = {}, [], [], set()
+    state: dict[str, Tensor] = {}
+    missing: list[tuple[str, tuple[int, ...]]] = []
+    misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+    used: set[str] = set()
     for row in rows:
         target = targets[row.ours]
         needed = [tuple(part.shape) for part in row.write(torch.empty_like(target, device="meta"))]

@@ -173,7 +173,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another training.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; all unless told.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few seconds of training, to try the whole way.")] = False,
 ) -> None:
     """Train a small transformer on handwritten digits, use it, and make a page of it.
 
@@ -181,4 +181,4 @@ def demo(
     """
     from vitral.cli.demo import demo as show
 
-    show(out, seed=seed, threads=threads, epochs=epochs)
+    show(out, seed=seed, threads=threads, quick=quick)

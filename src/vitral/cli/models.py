@@ -82,14 +82,14 @@ def _row(name: str) -> _Row:
 
 def _table(rows: list[_Row]) -> Table:
     """A table that fits into 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, collapse_padding=True)
     table.add_column("name", style="bold", no_wrap=True)
-    for title in ("params (M)", "input", "patch", "width", "depth", "heads"):
+    for title in ("M params", "input", "patch", "width", "depth", "heads"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("paper", style="bright_black", no_wrap=True)
+    table.add_column("published", style="bright_black", no_wrap=True)
     for row in rows:
-        sizes = (row.width, row.depth, row.heads)
-        table.add_row(row.name, f"{row.parameters / 1e6:.1f}", _side(row.input), _side(row.patch), *map(str, sizes), row.paper.replace(" et al.", ""))
+        sizes = (_side(row.input), _side(row.patch), *map(str, (row.width, row.depth, row.heads)))
+        table.add_row(row.name, f"{row.parameters / 1e6:.1f}", *sizes, row.paper.replace(" et al.", ""))
     return table
 
 

@@ -91,9 +91,7 @@ class Preprocessing:
                 raise UnknownNameError(f"{field} of a Preprocessing", getattr(self, field), get_args(known))
         for field, pair in (("size", self.size), ("crop", self.crop or (1, 1))):
             if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-                raise UsageError(
-                    f"{field} of a Preprocessing must be (height, width) in whole pixels, but is {pair!r}."
-                )
+                raise UsageError(f"{field} of a Preprocessing must be (height, width) in whole pixels, but is {pair!r}.")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise UsageError(
                 "mean and std of a Preprocessing must both have three values (RGB) or one (grey), but have "
@@ -195,5 +193,5 @@ class Preprocessing:
     def _normalised(self, image: Image.Image) -> Float[Tensor, "c y x"]:
         """8-bit pixels as the numbers the model sees."""
         pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
         return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(self.scale).sub_(mean).div_(std)

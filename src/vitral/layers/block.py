@@ -28,7 +28,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, x: Float[Tensor, "b *n"]) -> Float[Tensor, "b *n"]:
+    def forward(self, x: Float[Tensor, b * n]) -> Float[Tensor, b * n]:
         """Zero the branch of some samples."""
         if not self.training or self.probability == 0:
             return x
@@ -63,8 +63,9 @@ class Block(nn.Module):
         self.placement = placement
         self.norm1, self.norm2 = norms
         self.attention, self.mlp = attention, mlp
-        self.scale1, self.scale2 = scales or (nn.Identity(), nn.Identity())
-        self.drop_path = DropPath(drop_path)
+        self.scale1: nn.Module = scales[0] if scales else nn.Identity()
+        self.scale2: nn.Module = scales[1] if scales else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(
         self,

@@ -29,7 +29,7 @@ class Linear(nn.Linear):
             not _ONEDNN
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             or input.dtype != torch.float32
             or self.weight.dtype != torch.float32
             or input.device.type != "cpu"

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["RelativeBias", "Rotary2d", "resample_grid", "sinusoids_1d", "sinusoids_2d"]
+__all__ = ["Grid", "RelativeBias", "Rotary2d", "resample_grid", "sinusoids_1d", "sinusoids_2d"]
 
 Grid = tuple[int, int]
+"""Rows and columns of patches."""
 
 
-def resample_grid(
-    table: Float[Tensor, "1 p d"], old: Grid, new: Grid, *, antialias: bool
-) -> Float[Tensor, "1 r d"]:
+def resample_grid(table: Float[Tensor, "1 p d"], old: Grid, new: Grid, *, antialias: bool) -> Float[Tensor, "1 r d"]:
     """Carry a table of one vector per patch from one grid to another, bicubically (Dosovitskiy et al. 2021, section 3.2).
 
     Args:
@@ -30,8 +29,6 @@ def resample_grid(
         new: the grid wanted.
         antialias: whether shrinking low-passes first; published models were evaluated either way.
     """
-    if old == new:
-        return table
     maps = table.float().unflatten(1, old).permute(0, 3, 1, 2)
     maps = F.interpolate(maps, size=new, mode="bicubic", align_corners=False, antialias=antialias)
     return maps.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)

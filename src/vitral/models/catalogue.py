@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.backbones import vit
 from vitral.models.record import Record
@@ -52,7 +53,7 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> nn.Module:
-    """A network with fresh random weights, in training mode.
+    """A network with fresh random weights, in training mode, and a record that prepares pictures in the usual way.
 
     Args:
         name: a name of the catalogue ("vit_b16"); `list_models()` lists them.
@@ -76,6 +77,14 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
         overrides["num_classes"] = num_classes
     if overrides.get("num_classes", 0) < 0:
         raise UsageError(f"num_classes must be 0 or more; {overrides['num_classes']} came.")
-    model = entry.build(replace(entry.config, **overrides))
-    model.record = Record(architecture=name)
-    return model
+    model: Any = entry.build(replace(entry.config, **overrides))
+    model.record = Record(architecture=name, preprocessing=_usual_preprocessing(model.config))
+    return cast(nn.Module, model)
+
+
+def _usual_preprocessing(config: Any) -> Preprocessing | None:
+    """The whole picture at the model's size in [−1, 1] (ViT paper's code), until a training says otherwise."""
+    if config.channels not in (1, 3):
+        return None
+    middle = (0.5,) * config.channels
+    return Preprocessing(resize="exact", size=config.image_size, interpolation="bilinear", mean=middle, std=middle)

@@ -7,7 +7,7 @@ with its name, and `top_k=None` means all.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Pipeline:
         **options: defaults for the options of a call.
     """
 
-    options: dict[str, Any] = {"batch_size": 8, "num_workers": None, "timeout": None}
+    options: ClassVar[dict[str, Any]] = {"batch_size": 8, "num_workers": None, "timeout": None}
     """Options of a call and their defaults; a task adds its own."""
 
     def __init__(self, predictor: Predictor, **options: Any) -> None:
@@ -92,7 +92,7 @@ class ImageClassificationPipeline(Pipeline):
     "softmax", "sigmoid" or "none"; "default" is sigmoid for one class or independent classes, else softmax.
     """
 
-    options = Pipeline.options | {"top_k": 5, "function_to_apply": "default"}
+    options: ClassVar[dict[str, Any]] = Pipeline.options | {"top_k": 5, "function_to_apply": "default"}
 
     def decoding(self, told: dict[str, Any]) -> dict[str, Any]:
         """The score function and the number of classes, checked."""
@@ -105,9 +105,7 @@ class ImageClassificationPipeline(Pipeline):
 
     def shaped(self, result: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
         """Labels with scores."""
-        return [
-            {"label": label, "score": score} for label, score in zip(result.labels, result.scores.tolist(), strict=True)
-        ]
+        return [{"label": label, "score": score} for label, score in zip(result.labels, result.scores.tolist(), strict=True)]
 
 
 class ImageFeatureExtractionPipeline(Pipeline):
@@ -116,7 +114,7 @@ class ImageFeatureExtractionPipeline(Pipeline):
     Options of a call: `pool`: one vector per picture (1, e) instead; `return_tensors`: a tensor instead of lists.
     """
 
-    options = Pipeline.options | {"pool": False, "return_tensors": False}
+    options: ClassVar[dict[str, Any]] = Pipeline.options | {"pool": False, "return_tensors": False}
 
     def shaped(self, result: Any, told: dict[str, Any]) -> Any:
         """Tokens, or the pooled vector."""
@@ -128,8 +126,10 @@ _PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassificationPipeline,
     "image-feature-extraction": ImageFeatureExtractionPipeline,
 }
-_BUILDING = ("image_processor", "feature_extractor", "device", "device_map", "dtype", "torch_dtype", "revision", "framework")
-_BUILDING += ("architecture", "num_classes", "decoding", "trust_remote_code", "use_fast")
+_BUILDING = (
+    *("image_processor", "feature_extractor", "device", "device_map", "dtype", "torch_dtype", "revision", "framework"),
+    *("architecture", "num_classes", "decoding", "trust_remote_code", "use_fast"),
+)
 
 
 def pipeline(task: str | None = None, model: str | Path | nn.Module | None = None, **options: Any) -> Pipeline:
@@ -175,7 +175,7 @@ def _predictor(task: str | None, model: str | Path | nn.Module, building: dict[s
         if dtype not in _DTYPES:
             raise UnknownNameError("dtype", dtype, _DTYPES)
         dtype = _DTYPES[dtype]
-    kept = {name: building[name] for name in ("architecture", "num_classes", "decoding") if name in building}
+    kept: dict[str, Any] = {name: building[name] for name in ("architecture", "num_classes", "decoding") if name in building}
     processor = building.get("image_processor") or building.get("feature_extractor")
     if processor is not None:
         kept["preprocessing"] = _preprocessing(processor)

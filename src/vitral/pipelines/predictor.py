@@ -1,6 +1,6 @@
 """The corridor: one picture in, one answer out, and many pictures through the same doors.
 
-    picture → read_picture → Preprocessing (tensor and Frame) → model → tasks.….decode → a frozen result
+picture → read_picture → Preprocessing (tensor and Frame) → model → tasks.….decode → a frozen result
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Predictor:
             raise UnknownNameError("task", task, TASKS)
         if task == "image-classification" and not classes:
             raise UsageError(
-                "The model has no classifier, so it cannot classify. Use the task 'image-feature-extraction', or load it with "
-                "num_classes=… and train the new classifier."
+                "The model has no classifier, so it cannot classify. Use the task 'image-feature-extraction', or load "
+                "it with num_classes=… and train the new classifier."
             )
         if decoding not in ("fast", "exact"):
             raise UnknownNameError("decoding", decoding, ("fast", "exact"))
@@ -109,7 +109,8 @@ class Predictor:
         self.preprocessing: Preprocessing = found
 
     def __repr__(self) -> str:
-        return f"Predictor({self.task}, {self.record.architecture or type(self.model).__name__}, {self.device}, from {self.record.source or 'memory'})"
+        network, origin = self.record.architecture or type(self.model).__name__, self.record.source or "memory"
+        return f"Predictor({self.task}, {network}, {self.device}, from {origin})"
 
     def __call__(self, picture: PictureSource, *, timeout: float = 10.0, **options: Any) -> Any:
         """Answer for one picture.

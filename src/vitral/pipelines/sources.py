@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,8 @@ from vitral.errors import PictureError, UsageError
 
 __all__ = ["Sources", "sources_of"]
 
-_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-    + (".pnm", ".mpo", ".avif", ".jp2")
-)
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".jp2"))
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _named(inputs: str | Path) -> Sources:
             raise PictureError(text, "The folder holds no picture files.")
         return Sources("many", files)
     if glob.has_magic(text) and not path.exists():
-        matches = sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        matches = sorted(filter(os.path.isfile, glob.glob(str(path), recursive=True)))  # noqa: PTH207
         if not matches:
             raise PictureError(text, "No file matches the pattern.")
         return Sources("many", matches)

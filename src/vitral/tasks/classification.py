@@ -74,7 +74,9 @@ class Classification:
             UsageError: the picture was not kept.
         """
         if self.picture is None:
-            raise UsageError(f"The picture of {self.name} was not kept; predict it on its own, or stream with keep_pictures=True.")
+            raise UsageError(
+                f"The picture of {self.name} was not kept; predict it on its own, or stream with keep_pictures=True."
+            )
         best = self.top(top)
         return draw_bars(self.picture.image, list(zip(best.labels, best.scores.tolist(), strict=True)))
 
@@ -123,6 +125,6 @@ def decode(
     values, order = scores.topk(min(top_k or scores.shape[1], scores.shape[1]), dim=1)
     named = record.labels or tuple(f"LABEL_{index}" for index in range(scores.shape[1]))
     return [
-        Classification(name, size, tuple(named[index] for index in places), row, places, picture)
+        Classification(name, size, tuple(map(named.__getitem__, places)), row, places, picture)
         for (name, size, picture), row, places in zip(pictures, values.numpy(), order.numpy(), strict=True)
     ]

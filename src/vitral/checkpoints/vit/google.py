@@ -72,7 +72,9 @@ def _config(tensors: Tensors, dialect: str) -> ViTConfig:
     _, attention, _, mlp = _NAMES[dialect]
     query = f"Transformer/encoderblock_0/{attention}/query/kernel"
     if depth == 0 or query not in tensors:
-        raise CheckpointError("The npz file has an embedding but no attention layers; it is no vision transformer of Google's.")
+        raise CheckpointError(
+            "The npz file has an embedding but no attention layers; it is no vision transformer of Google's."
+        )
     *patch, channels, width = (int(side) for side in tensors["embedding/kernel"].shape)
     class_token, pooled = "cls" in tensors, "MAPHead_0/probe" in tensors
     positions = tensors.get("Transformer/posembed_input/pos_embedding", tensors.get("pos_embedding"))
@@ -112,7 +114,9 @@ def _rows(config: ViTConfig, dialect: str) -> list[Row]:
     rows += _norm("norm", "Transformer/encoder_norm")
     if config.pool == "attention":
         rows += [same("pool.query", "MAPHead_0/probe"), *_norm("pool.norm", "MAPHead_0/LayerNorm_0")]
-        rows += _attention("pool", "MAPHead_0/MultiHeadDotProductAttention_0", config) + _mlp("pool.mlp", "MAPHead_0/MlpBlock_0")
+        rows += _attention("pool", "MAPHead_0/MultiHeadDotProductAttention_0", config) + _mlp(
+            "pool.mlp", "MAPHead_0/MlpBlock_0"
+        )
     if config.representation:
         rows += _dense("representation.0", "pre_logits")
     return rows + (_dense("head", "head") if config.num_classes else [])

@@ -114,7 +114,12 @@ def _published(config: ViTConfig, publisher: str) -> Preprocessing:
 
 def _ignored(tensors: Tensors) -> tuple[str, ...]:
     """What is in published files beside the encoder: indices, MAE's decoder, DINO's and iBOT's projection heads."""
-    ignored = [r".*relative_position_index", r".*attn\.k_bias", r"(dino_|ibot_)?head\.(mlp|last_layer)\..*", r"lm_head\..*"]
+    ignored = [
+        r".*relative_position_index",
+        r".*attn\.k_bias",
+        r"(dino_|ibot_)?head\.(mlp|last_layer)\..*",
+        r"lm_head\..*",
+    ]
     if any(name.startswith("decoder_") for name in tensors):
         ignored += [r"decoder_.*", "mask_token"]
     return tuple(ignored)
@@ -134,14 +139,16 @@ def _config(
     width, channels, *patch = (int(side) for side in embedding.shape)
     depth = 1 + max((int(match[1]) for key in tensors if (match := re.match(r"blocks\.(\d+)\.", key))), default=-1)
     if depth == 0:
-        raise CheckpointError("The file has a patch projection but no tensors called blocks.0.…; it is no whole transformer.")
+        raise CheckpointError(
+            "The file has a patch projection but no tensors called blocks.0.…; it is no whole transformer."
+        )
     block = {key.removeprefix("blocks.0."): tuple(tensors[key].shape) for key in tensors if key.startswith("blocks.0.")}
     gated = "mlp.w12.weight" in block or block.get("mlp.fc1.weight", (0,))[0] == 2 * block.get("mlp.fc2.weight", (0, 1))[1]
     hidden = block.get("mlp.w3.weight") or block.get("mlp.fc2.weight") or (0, 4 * width)
     class_token, distilled = "cls_token" in tensors, "dist_token" in tensors
     registers = next((int(tensors[key].shape[1]) for key in ("reg_token", "register_tokens") if key in tensors), 0)
     keyless = "attn.q_bias" in block
-    head = tensors["head.weight"] if "head.weight" in tensors else None
+    head = tensors.get("head.weight")
     pooled_norm, final_norm = "fc_norm.weight" in tensors, "norm.weight" in tensors
     relative = "per_block" if "attn.relative_position_bias_table" in block else "none"
     relative = "shared" if "rel_pos_bias.relative_position_bias_table" in tensors else relative
@@ -208,14 +215,18 @@ def _heads(
         return architecture.heads
     if name.startswith("test_vit"):
         return width // 32
-    if re.search(r"siglip|vit_base_patch16_gap", name) and width in (768, 1536) and re.search("giantopt|base_patch16_gap_224", name):
+    if (
+        re.search(r"siglip|vit_base_patch16_gap", name)
+        and width in (768, 1536)
+        and re.search("giantopt|base_patch16_gap_224", name)
+    ):
         return 16 if "giantopt" in name or "siglip" not in name else 12
     if width in _HEADS:
         return _HEADS[width]
     if width % 64:
         raise CheckpointError(
-            f"The number of attention heads cannot be seen from a bare state dictionary of width {width}. Name the architecture: "
-            "load_model(…, architecture='vit_b16'), or pass a ViTConfig."
+            f"The number of attention heads cannot be seen from a bare state dictionary of width {width}. "
+            "Name the architecture: load_model(…, architecture='vit_b16'), or pass a ViTConfig."
         )
     if not name:
         notes.append(f"{width // 64} heads, as heads of 64 channels are usual; the file does not say.")
@@ -240,16 +251,14 @@ def _pool(
     pool = (told.get("model_args") or {}).get("global_pool") or told.get("global_pool")
     if pool is not None and pool not in _POOLS:
         raise UnknownNameError("pooling (global_pool in config.json)", pool, _POOLS)
-    if pool is not None and not (pool == "map" or pool == "token" and not class_token):
+    if pool is not None and not (pool == "map" or (pool == "token" and not class_token)):
         return _POOLS[pool]
     if pooled_norm or not class_token:
         return "mean"
     return "class" if architecture is None or architecture.pool == "attention" else architecture.pool
 
 
-def _positions(
-    tensors: Tensors, told: dict[str, Any], patch: tuple[int, int], prefix: int
-) -> tuple[tuple[int, int], int]:
+def _positions(tensors: Tensors, told: dict[str, Any], patch: tuple[int, int], prefix: int) -> tuple[tuple[int, int], int]:
     """Height and width the positions are made for, and how many of the tokens before the patches have one."""
     said = (told.get("model_args") or {}).get("img_size") or (told.get("pretrained_cfg") or {}).get("input_size")
     size = (said, said) if isinstance(said, int) else tuple(said[-2:]) if said else None
@@ -394,7 +403,11 @@ def _compose(model: nn.Module) -> Written:
             "num_classes": config.num_classes,
             "first_conv": "patch_embed.proj",
             "classifier": ["head", "head_dist"] if config.distillation_token else "head",
-            **(to_timm(record.preprocessing, config.channels) if record.preprocessing else {"input_size": [config.channels, height, width]}),
+            **(
+                to_timm(record.preprocessing, config.channels)
+                if record.preprocessing
+                else {"input_size": [config.channels, height, width]}
+            ),
         },
     }
     if record.licence:
@@ -402,7 +415,10 @@ def _compose(model: nn.Module) -> Written:
     if record.labels:
         described["label_names"] = list(record.labels)
     # timm's networks have no mask token; it plays no part in what they compute.
-    rows = _rows(replace(config, mask_token=False), _Spelling("reg_token", ("gamma_1", "gamma_2") if beit else ("ls1.gamma", "ls2.gamma"), ("mlp.fc1", "mlp.fc2")))
+    rows = _rows(
+        replace(config, mask_token=False),
+        _Spelling("reg_token", ("gamma_1", "gamma_2") if beit else ("ls1.gamma", "ls2.gamma"), ("mlp.fc1", "mlp.fc2")),
+    )
     return Written(model=model, rows=rows, documents={"config.json": described})
 
 
@@ -452,7 +468,8 @@ def _refuse_unwritable(config: ViTConfig) -> None:
         "patches that are not square": not square,
         "norms after the branches": config.norm_placement != "pre",
         # transformers' usual 1e-12 differs from timm's 1e-6 in the seventh digit of a token of variance one.
-        f"an epsilon of {config.norm_eps:g}": config.norm_eps > 1e-6 and not (config.norm_eps == 1e-5 and config.mlp == "plain"),
+        f"an epsilon of {config.norm_eps:g}": config.norm_eps > 1e-6
+        and not (config.norm_eps == 1e-5 and config.mlp == "plain"),
     }
     found = [reason for reason, present in reasons.items() if present]
     if found:

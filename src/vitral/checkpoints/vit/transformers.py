@@ -75,8 +75,8 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     told = files.config
     if not told:
         raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was published "
-            "with into the same folder."
+            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
+            "published with into the same folder."
         )
     model_type = str(told["model_type"])
     tensors = _disk_names(files.tensors, model_type)
@@ -151,7 +151,10 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
     )
     if model_type == "deit":
         return replace(
-            base, distillation_token=True, prefix_positions=2, distillation_head="distillation_classifier.weight" in tensors
+            base,
+            distillation_token=True,
+            prefix_positions=2,
+            distillation_head="distillation_classifier.weight" in tensors,
         )
     if beit:
         shared, per_block = value("use_shared_relative_position_bias"), value("use_relative_position_bias")
@@ -180,8 +183,10 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
             position_antialias=model_type == "dinov2_with_registers",
         )
     if dinov3:
-        if value("key_bias") or swiglu and activation != "silu":
-            raise CheckpointError("This DINOv3 has a bias on the keys or a gate other than SiLU; neither was ever published.")
+        if value("key_bias") or (swiglu and activation != "silu"):
+            raise CheckpointError(
+                "This DINOv3 has a bias on the keys or a gate other than SiLU; neither was ever published."
+            )
         return replace(
             base,
             registers=int(value("num_register_tokens")),
@@ -280,7 +285,9 @@ def _block_rows(config: ViTConfig, model_type: str, ours: str, theirs: str) -> l
     norms = ("norm1", "norm2") if dinov2 else ("layernorm_before", "layernorm_after")
     rows += renamed(f"{ours}.norm1", f"{theirs}.{norms[0]}") + renamed(f"{ours}.norm2", f"{theirs}.{norms[1]}")
     if config.mlp == "swiglu":
-        rows += renamed(f"{ours}.mlp.gate_up", f"{theirs}.mlp.weights_in") + renamed(f"{ours}.mlp.down", f"{theirs}.mlp.weights_out")
+        rows += renamed(f"{ours}.mlp.gate_up", f"{theirs}.mlp.weights_in") + renamed(
+            f"{ours}.mlp.down", f"{theirs}.mlp.weights_out"
+        )
     else:
         up, down = ("mlp.fc1", "mlp.fc2") if dinov2 else ("intermediate.dense", "output.dense")
         rows += renamed(f"{ours}.mlp.up", f"{theirs}.{up}") + renamed(f"{ours}.mlp.down", f"{theirs}.{down}")
@@ -291,7 +298,7 @@ def _block_rows(config: ViTConfig, model_type: str, ours: str, theirs: str) -> l
 
 
 def _dinov3_rows(config: ViTConfig) -> list[Row]:
-    rows = renamed("patch.projection", "embeddings.patch_embeddings") + [same("class_token", "embeddings.cls_token")]
+    rows = [*renamed("patch.projection", "embeddings.patch_embeddings"), same("class_token", "embeddings.cls_token")]
     if config.registers:
         rows += [same("register_tokens", "embeddings.register_tokens")]
     if config.mask_token:
@@ -308,7 +315,9 @@ def _dinov3_rows(config: ViTConfig) -> list[Row]:
             rows += [same(f"{ours}.scale{number}.gain", f"{theirs}.layer_scale{number}.lambda1")]
         if config.mlp == "swiglu":
             joint = [(f"{theirs}.mlp.gate_proj.{part}", f"{theirs}.mlp.up_proj.{part}") for part in ("weight", "bias")]
-            rows += [stacked(f"{ours}.mlp.gate_up.{part}", *names) for part, names in zip(("weight", "bias"), joint, strict=True)]
+            rows += [
+                stacked(f"{ours}.mlp.gate_up.{part}", *names) for part, names in zip(("weight", "bias"), joint, strict=True)
+            ]
         else:
             rows += renamed(f"{ours}.mlp.up", f"{theirs}.mlp.up_proj")
         rows += renamed(f"{ours}.mlp.down", f"{theirs}.mlp.down_proj")
@@ -323,7 +332,13 @@ def _compose(model: nn.Module) -> Written:
     config, record = model.config, model.record
     model_type = _model_type(config)
     prefix, stem = _TYPES[model_type]
-    kind = "ForImageClassificationWithTeacher" if config.distillation_head else "ForImageClassification" if config.num_classes else "Model"
+    kind = (
+        "ForImageClassificationWithTeacher"
+        if config.distillation_head
+        else "ForImageClassification"
+        if config.num_classes
+        else "Model"
+    )
     rows = _rows(config, model_type)
     if config.num_classes:
         rows = [replace(row, theirs=tuple(n if "classifier" in n else prefix + n for n in row.theirs)) for row in rows]
@@ -351,7 +366,7 @@ def _compose(model: nn.Module) -> Written:
             "use_shared_relative_position_bias": config.relative_bias == "shared",
             "use_mean_pooling": config.pool == "mean",
             "use_mask_token": config.mask_token,
-            "layer_scale_init_value": config.layer_scale or 0,
+            "layer_scale_init_value": config.layer_scale or 0.0,
             "drop_path_rate": config.drop_path,
         }
     if model_type in _DINOV2:
@@ -407,7 +422,11 @@ def _model_type(config: ViTConfig) -> str:
     free |= {"norm_eps", "qkv_bias", "dropout", "drop_path", "position_antialias", "rotary_base"}
     classes, gain = config.num_classes > 0, config.layer_scale
     dinov2 = replace(
-        plain, layer_scale=gain, mlp=config.mlp, mask_token=config.mask_token, pool="class_and_mean" if classes else "class"
+        plain,
+        layer_scale=gain,
+        mlp=config.mlp,
+        mask_token=config.mask_token,
+        pool="class_and_mean" if classes else "class",
     )
     mean = config.pool == "mean"
     beit = replace(
@@ -459,7 +478,9 @@ def _model_type(config: ViTConfig) -> str:
             differences[name] = differing or ["mlp_width"]
     name, fields = min(differences.items(), key=lambda item: len(item[1]))
     shown = ", ".join(f"{field}={getattr(config, field)!r}" for field in fields)
-    raise UsageError(f"transformers has no such model: the nearest type is {name}, which has no {shown}. Use layout='vitral' or 'timm'.")
+    raise UsageError(
+        f"transformers has no such model: the nearest type is {name}, which has no {shown}. Use layout='vitral' or 'timm'."
+    )
 
 
 def _sizes_agree(config: ViTConfig, model_type: str) -> bool:
@@ -472,7 +493,11 @@ def _sizes_agree(config: ViTConfig, model_type: str) -> bool:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    return cast(tuple[int, int], tuple(int(side) for side in size)) if isinstance(size, list | tuple) else (int(size), int(size))
+    return (
+        cast(tuple[int, int], tuple(int(side) for side in size))
+        if isinstance(size, list | tuple)
+        else (int(size), int(size))
+    )
 
 
 def _plain(size: tuple[int, int]) -> int | list[int]:

@@ -214,7 +214,9 @@ class ViT(nn.Module):
             if self.mask_token is None:
                 raise UsageError("This model has no mask token. Build it with mask_token=True.")
             patches = torch.where(mask[:, :, None], self.mask_token.to(patches.dtype), patches)
-        before = [t for t in (self.class_token, self.distillation_token, self.register_tokens) if t is not None]
+        before: list[Tensor] = [
+            t for t in (self.class_token, self.distillation_token, self.register_tokens) if t is not None
+        ]
         prefix = torch.cat(before, dim=1) if before else None
         prefix_positions, patch_positions = self.positions(grid)
         if patch_positions is not None:
@@ -236,7 +238,8 @@ class ViT(nn.Module):
         if self.position_table is None:
             return None, None
         prefix, patches = self.position_table.split([config.prefix_positions, config.grid[0] * config.grid[1]], dim=1)
-        patches = resample_grid(patches, config.grid, grid, antialias=config.position_antialias)
+        if grid != config.grid:
+            patches = resample_grid(patches, config.grid, grid, antialias=config.position_antialias)
         return (prefix if config.prefix_positions else None), patches
 
     def pooled(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
@@ -407,7 +410,12 @@ def _variants() -> dict[str, ViTConfig]:
         )
     for letter in ("b", "l"):
         rows[f"siglip_{letter}16"] = replace(
-            _SIZES[letter], image_size=(256, 256), num_classes=0, class_token=False, prefix_positions=0, pool="attention"
+            _SIZES[letter],
+            image_size=(256, 256),
+            num_classes=0,
+            class_token=False,
+            prefix_positions=0,
+            pool="attention",
         )
     return rows
 

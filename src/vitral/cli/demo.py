@@ -1,0 +1,241 @@
+"""`vitral demo`: a transformer is trained, saved, loaded again, put to use, and a page tells of it. No network."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from vitral import __version__
+from vitral.base import page
+from vitral.checkpoints.save import save_model
+from vitral.data.digits import Digits, read_digits
+from vitral.errors import UsageError
+from vitral.pipelines.pipeline import pipeline
+from vitral.recipes.digits import Trained, digits
+from vitral.training.loop import Epoch
+
+__all__ = ["demo"]
+
+_EPOCHS, _QUICK_EPOCHS = 40, 8  # of the recipe, for the length of the progress bar
+_ENLARGED = 16  # times, for digits that are looked at as files
+_PER_DIGIT = 2  # files
+_SHOWN = 80  # tiles before the rest is folded away
+
+
+def demo(out: Path, *, seed: int, threads: int | None, quick: bool) -> None:
+    """Train, save, load, predict, and leave a page, a checkpoint and some digits in a folder.
+
+    Everything is made in a hidden folder first and moved in when it is whole, so that an interrupted demo leaves nothing.
+
+    Args:
+        out: the folder; made if it is not there. Files of the same names are replaced, others stay.
+        seed: see the recipe.
+        threads: processor cores to use; None leaves it to torch.
+        quick: seconds of training instead of a minute, for a trial of the whole way.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+        UsageError: `out` is a file.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console(highlight=False)
+    train, held_out = read_digits()
+    with _staging(out) as staging:
+        console.print(f"A vision transformer learns to read from {len(train):,} handwritten digits.")
+        watched = _Watched(console, _QUICK_EPOCHS if quick else _EPOCHS)
+        with watched.progress:
+            trained = digits(quick=quick, seed=seed, on_epoch=watched)
+        save_model(trained.model, staging / "checkpoint")
+        _write_digits(held_out, staging / "digits")
+
+        classify = pipeline("image-classification", model=staging / "checkpoint", top_k=1, batch_size=64)
+        answers = [answer[0] for answer in classify(list(held_out.pictures))]
+        said = np.array([int(answer["label"]) for answer in answers])
+        right = int((said == held_out.labels).sum())
+        told = _page(out, trained, watched.accuracies, (train, held_out), said, [answer["score"] for answer in answers])
+        (staging / "index.html").write_text(told, encoding="utf-8")
+        _move_in(staging, out)
+
+    console.print(
+        f"[bold]{right / len(held_out):.1%}[/] of the {len(held_out)} digits held out are read rightly, after "
+        f"{trained.history.seconds:.0f} seconds of training.\n"
+    )
+    for name, path in (("page", out / "index.html"), ("checkpoint", out / "checkpoint"), ("digits", out / "digits")):
+        console.print(f"  {name:<11} {path}", markup=False, soft_wrap=True)
+    console.print(f"\nNext: {_next_command(out)}", markup=False, soft_wrap=True)
+
+
+@dataclass
+class _Watched:
+    """The progress of a training, on the screen.
+
+    Attributes:
+        console: where to.
+        epochs: how many there will be.
+        accuracies: the held-out accuracy after each epoch, where the recipe tells it.
+    """
+
+    console: Console
+    epochs: int
+    accuracies: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(
+            BarColumn(28),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.bar = self.progress.add_task("starting", total=self.epochs)
+
+    def __call__(self, epoch: Epoch, accuracy: float | None = None) -> None:
+        line = f"epoch {epoch.number:>2}/{self.epochs}  loss {epoch.loss:.3f}"
+        if accuracy is not None:
+            self.accuracies.append(accuracy)
+            line += f"  held out {accuracy:.1%}"
+        self.progress.update(self.bar, description=line, completed=epoch.number)
+        if self.progress.disable and (epoch.number % 10 == 0 or epoch.number == self.epochs):
+            self.console.print(line)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A hidden folder inside `out` that is gone afterwards, and `out` with it if it was made for this and stayed empty."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder.")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".vitral-", dir=out))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _move_in(staging: Path, out: Path) -> None:
+    for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+        target = out / file.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)  # noqa: PTH105 - atomic within a file system
+
+
+def _write_digits(held_out: Digits, folder: Path) -> None:
+    """Some digits as files that can be looked at; shrunk again by the model's own preprocessing, not a value changes."""
+    folder.mkdir()
+    for digit in range(10):
+        for number, place in enumerate(np.flatnonzero(held_out.labels == digit)[:_PER_DIGIT], start=1):
+            pixels = held_out.pictures[place].repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+            Image.fromarray(pixels).save(folder / f"{digit}-{number}.png")
+
+
+def _next_command(out: Path) -> str:
+    return shlex.join(["vitral", "predict", str(out / "digits"), "--model", str(out / "checkpoint")])
+
+
+def _page(
+    out: Path,
+    trained: Trained,
+    accuracies: list[float],
+    sets: tuple[Digits, Digits],
+    said: Int[np.ndarray, " n"],
+    scores: list[float],
+) -> str:
+    """The page that the demo leaves."""
+    train, held_out = sets
+    mistakes = np.flatnonzero(said != held_out.labels)
+    counts = np.zeros((10, 10), dtype=np.int64)
+    np.add.at(counts, (held_out.labels, said), 1)
+    tiles = [_tile(held_out, place, int(said[place]), scores[place]) for place in range(len(held_out))]
+    charts = [page.line_chart("Training loss", trained.history.losses, low=0, high=max(trained.history.losses))]
+    if accuracies:
+        charts.insert(0, page.line_chart("Held-out accuracy", accuracies, low=0, high=1, form=".1%"))
+    return page.document(
+        f"{1 - len(mistakes) / len(held_out):.1%} of unseen digits, read by a small transformer",
+        page.section("How it learned", page.side_by_side(*charts)),
+        page.section(
+            f"{_counted(len(mistakes), 'mistake')} in {len(held_out)} digits",
+            page.paragraph("Each with what it is, what the model took it for, and how sure the model was."),
+            page.tile_grid((_tile(held_out, place, int(said[place]), scores[place], large=True) for place in mistakes), large=True),
+        ),
+        page.section(
+            "What it says to digits it never saw",
+            page.paragraph("Below each picture the answer and its score. Mistakes have an orange frame."),
+            page.tile_grid(tiles[:_SHOWN]),
+            page.details(f"The other {len(tiles) - _SHOWN}", page.tile_grid(tiles[_SHOWN:])),
+        ),
+        page.section(
+            "What it takes for what",
+            page.paragraph("Rows are the digits as written, columns the answers. Off the diagonal are the mistakes."),
+            page.confusion_table(counts, [str(digit) for digit in range(10)]),
+        ),
+        page.section("The model", page.facts(_facts(trained, len(train)))),
+        page.section("How to go on", *_advice(out)),
+        lead=f"Trained in {trained.history.seconds:.0f} seconds on {len(train):,} handwritten digits, saved, loaded again, "
+        f"and asked about {len(held_out)} others.",
+        foot="The digits: Alpaydin and Kaynak 1998, UCI repository, as they come with scikit-learn. This page fetches nothing.",
+    )
+
+
+def _tile(held_out: Digits, place: int, said: int, score: float, *, large: bool = False) -> page.Tile:
+    digit = int(held_out.labels[place])
+    return page.Tile(
+        image=Image.fromarray(held_out.pictures[place]),
+        said=f"{digit}, read as {said}" if large else str(said),
+        note=f"{score:.0%}",
+        description=f"A handwritten {digit}, read as {said}.",
+        wrong=said != digit,
+    )
+
+
+def _facts(trained: Trained, pictures: int) -> list[tuple[str, str]]:
+    config: Any = trained.model.config
+    tokens = config.prefix + config.grid[0] * config.grid[1]
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    height, width = config.image_size
+    return [
+        ("Network", f"vision transformer, {parameters:,} parameters"),
+        ("Input", f"{height} × {width} pixels, grey, in patches of {config.patch_size[0]} × {config.patch_size[1]}"),
+        ("Tokens", f"{tokens} of {config.width} channels"),
+        ("Blocks", f"{config.depth}, each with {config.heads} attention heads and a network of {config.mlp_width} channels"),
+        ("Training", f"{len(trained.history.epochs)} passes over {pictures:,} pictures, {trained.history.seconds:.1f} seconds"),
+        ("Software", f"Vitral {__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"),
+    ]
+
+
+def _advice(out: Path) -> list[str]:
+    checkpoint, files = str(out / "checkpoint"), str(out / "digits")
+    return [
+        page.paragraph("Ask the model about files, here twenty of the digits above, from the folder the demo was started in:"),
+        page.commands(_next_command(out), f"{_next_command(out)} --out {shlex.quote(str(out / 'answers'))}"),
+        page.paragraph("The same in Python:"),
+        page.commands(
+            "import vitral",
+            "",
+            f'read = vitral.pipeline("image-classification", model={checkpoint!r})',
+            f"read({files!r})",
+        ),
+        page.paragraph("Any published checkpoint works alike, by its name on the Hugging Face Hub:"),
+        page.commands("vitral predict photo.jpg --model facebook/deit-tiny-patch16-224", "vitral models"),
+    ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number or 'No'} {noun}s"
