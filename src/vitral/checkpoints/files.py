@@ -128,7 +128,7 @@ class _Safetensors(Mapping[str, Tensor]):
         for path in paths:
             try:
                 handle = safe_open(path, framework="pt")
-                self._where.update(dict.fromkeys(handle.keys(), handle)  # type: ignore[no-untyped-call])
+                self._where.update(dict.fromkeys(handle.keys(), handle))  # type: ignore[no-untyped-call]
             except (SafetensorError, OSError, ValueError) as error:
                 raise CheckpointError(
                     f"{path.name} is not a readable safetensors file ({error}). Download it again."
