@@ -103,6 +103,7 @@ def test_every_python_block_runs(page: Path, desk: Path) -> None:
 def test_every_command_exists(page: Path) -> None:
     for words in commands(page.read_text("utf-8")):
         import typer.main
+
         from vitral.cli.main import app
 
         command: Any = typer.main.get_command(app)

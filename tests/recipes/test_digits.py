@@ -49,7 +49,7 @@ def test_a_turn_is_the_one_of_scipy() -> None:
 
 def test_quick_learns_in_seconds_and_the_model_survives_saving(tmp_path: Path) -> None:
     trained = digits(quick=True)
-    assert trained.accuracy > 0.8  # of ten classes; the full recipe's figure is measured in the slow test
+    assert trained.accuracy > 0.88  # of ten classes; the full recipe's figure is measured in the slow test
 
     save_model(trained.model, tmp_path / "digits")
     again = load_model(tmp_path / "digits")

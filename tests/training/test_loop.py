@@ -240,6 +240,4 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_no_pictures_are_refused() -> None:
     with pytest.raises(UsageError, match="0 pictures and 0 targets"):
-        fit(
-            tiny(), torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.long), epochs=1, batch_size=1, learning_rate=0.1
-        )
+        fit(tiny(), torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.long), epochs=1, batch_size=1, learning_rate=0.1)

@@ -52,7 +52,8 @@ p { margin: .4rem 0 .8rem; max-width: 42rem; }
 .lead { font-size: 1.1rem; color: var(--quiet); }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
-.chart { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .8rem .4rem; }
+.chart { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem .8rem .4rem;
+  max-width: 26rem; }
 .chart figcaption { display: flex; justify-content: space-between; gap: 1rem; color: var(--quiet); font-size: .9rem; }
 .chart b { color: var(--ink); }
 .chart svg { display: block; width: 100%; height: auto; }
@@ -69,7 +70,7 @@ figure { margin: 0; }
 .scroll { overflow-x: auto; }
 .confusion { border-collapse: separate; border-spacing: 2px; font-size: .85rem; font-variant-numeric: tabular-nums; }
 .confusion th { font-weight: 500; color: var(--quiet); padding: 0 .3rem; }
-.confusion td { position: relative; width: 2.3rem; height: 2.1rem; text-align: center; border-radius: 4px; background: var(--card); }
+.confusion td { width: 2.3rem; height: 2.1rem; text-align: center; border-radius: 4px; background: var(--card); }
 .confusion td.hit { background: color-mix(in oklab, var(--right) var(--share), var(--card)); color: var(--on); }
 .confusion td.miss { background: color-mix(in oklab, var(--wrong) 22%, var(--card)); color: var(--ink); font-weight: 650; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .5rem 0; }

@@ -122,6 +122,7 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
         size=size,
         crop=crop,
         interpolation=_interpolation(told.get("resample", 2)),
+        resizer="torch",  # transformers' processors work on tensors wherever torchvision is installed
         mean=mean if normalise else (0.0,) * len(mean),
         std=std if normalise else (1.0,) * len(std),
         scale=float(told.get("rescale_factor", 1 / 255)) if rescale else 1.0,

@@ -78,10 +78,11 @@ def run() -> None:
     app(prog_name="vitral")
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         typer.echo(f"vitral {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -89,9 +90,7 @@ def start(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="VITRAL_DEBUG", help="Show the traceback of an error.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="VITRAL_DEBUG", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Transformers in vision.
 
@@ -104,9 +103,7 @@ def start(
 
 @app.command()
 def predict(
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILES", help="Pictures: files, folders, patterns or addresses.")
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILES", help="Pictures: files, folders, patterns or addresses.")],
     model: Annotated[
         str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
     ],
@@ -172,7 +169,9 @@ def demo(
         "demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another training.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to use; all unless told.")] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Processor cores to use; in so small a network, more wait for each other.")
+    ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds of training, to try the whole way.")] = False,
 ) -> None:
     """Train a small transformer on handwritten digits, use it, and make a page of it.

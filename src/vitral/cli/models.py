@@ -51,7 +51,9 @@ def list_networks(pattern: str | None, *, as_json: bool) -> bool:
     """Print the networks whose names fit, as a table or as JSON lines; whether there are any."""
     names = list_models(pattern)
     if not names:
-        Console(stderr=True, highlight=False).print(f"Error: {UnknownNameError('model', pattern, CATALOGUE)}", markup=False, soft_wrap=True)
+        Console(stderr=True, highlight=False).print(
+            f"Error: {UnknownNameError('model', pattern, CATALOGUE)}", markup=False, soft_wrap=True
+        )
         return False
     rows = [_row(name) for name in names]
     if as_json:

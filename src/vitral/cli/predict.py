@@ -48,12 +48,13 @@ def predict(
         check_folder(out, readable)
     predictor = load(model, **loading)
     classifies = predictor.task == "image-classification"
+    options: dict[str, Any] = {"top_k": top_k} if classifies else {}
     results = predictor.stream(
         readable,
         batch_size=batch_size,
         workers=workers,
         keep_pictures=out is not None and classifies,
-        **({"top_k": top_k} if classifies else {}),
+        **options,
     )
     failed = 0
     with ExitStack() as stack:
@@ -87,6 +88,5 @@ def _pictures(files: Sequence[str]) -> list[Any]:
 
 def _labels(predictor: Predictor) -> tuple[str, ...]:
     """What the bars of all pictures may be labelled with."""
-    if predictor.record.labels or predictor.task != "image-classification":
-        return predictor.record.labels
-    return ("LABEL_0000",)
+    labels: tuple[str, ...] = predictor.record.labels
+    return labels or ("LABEL_0000",)

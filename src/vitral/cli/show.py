@@ -87,8 +87,7 @@ class Screen:
         elif isinstance(result, Failure):
             self.say(f"Error: {result.name}: {result.error}", "red")
         else:
-            for line in _LINES[type(result)](self, result):
-                self.answers.print(line, soft_wrap=True)
+            self.answers.print(Text("\n").join(_LINES[type(result)](self, result)), soft_wrap=True)
             sys.stdout.flush()
         self.progress.advance(self.bar)
 

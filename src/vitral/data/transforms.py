@@ -1,7 +1,8 @@
 """From a picture to a model's input, exactly as the published preprocessings do it, and the way back.
 
-Resizing is Pillow's, antialiased, on 8-bit values: what torchvision, timm and transformers do to a Pillow image, to the
-last bit. transformers' torchvision backend resizes tensors instead, which differs by at most one level of 255.
+Two resizers are in use in the field, both antialiased and on 8-bit values. Pillow's is what timm and torchvision apply to
+a Pillow image. transformers, since its processors work on tensors, applies PyTorch's; the two differ by one level of 255 here
+and there, which a classifier's scores show in the third digit. A checkpoint's layout says which was meant.
 
 The rules for sizes are copied with their roundings, because a crop moved by one pixel is a different input:
 
@@ -19,7 +20,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -36,6 +38,7 @@ __all__ = [
     "Interpolation",
     "Preprocessing",
     "Resize",
+    "Resizer",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,6 +49,10 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 Resize = Literal["exact", "shortest_edge", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropRounding = Literal["floor", "round"]
+Resizer = Literal["pillow", "torch"]
+
+# What PyTorch resizes as Pillow would, antialiased; the other filters are always Pillow's.
+_SHARED_FILTERS = ("bilinear", "bicubic", "lanczos")
 
 # A JPEG read at a fraction of its size is still this many times the size it is resized to. Measured on 63 photographs
 # (COCO, 4:2:0), fraction 1/2 and 1/4, bilinear and bicubic, against decoding them whole: 0.2 levels of 255 apart on
@@ -67,7 +74,8 @@ class Preprocessing:
         crop_rounding: where an odd margin goes. "floor": the smaller half to the top and left, as transformers does;
             "round": halves go to the even neighbour, as torchvision and timm do. Margins to be added follow one rule in
             all of them: the smaller half to the top and left.
-        interpolation: Pillow's filter of that name.
+        interpolation: the filter, by Pillow's name for it.
+        resizer: whose implementation of it.
         mean: per channel, in the units of the scaled pixels; three for RGB, one for a model that sees grey.
         std: per channel, likewise.
         scale: what 0..255 is multiplied with before normalising.
@@ -81,12 +89,14 @@ class Preprocessing:
     crop: tuple[int, int] | None = None
     crop_rounding: CropRounding = "floor"
     interpolation: Interpolation = "bilinear"
+    resizer: Resizer = "pillow"
     mean: tuple[float, ...] = INCEPTION_MEAN
     std: tuple[float, ...] = INCEPTION_STD
     scale: float = 1 / 255
 
     def __post_init__(self) -> None:
-        for field, known in (("resize", Resize), ("interpolation", Interpolation), ("crop_rounding", CropRounding)):
+        kinds = {"resize": Resize, "interpolation": Interpolation, "crop_rounding": CropRounding, "resizer": Resizer}
+        for field, known in kinds.items():
             if getattr(self, field) not in get_args(known):
                 raise UnknownNameError(f"{field} of a Preprocessing", getattr(self, field), get_args(known))
         for field, pair in (("size", self.size), ("crop", self.crop or (1, 1))):
@@ -126,21 +136,21 @@ class Preprocessing:
             PictureError: a picture so long and thin that resizing its shorter side would fill the memory.
             UsageError: a picture read at reduced size, where `resize` is "none".
         """
-        image = picture.image if len(self.mean) == 3 else picture.image.convert("L")
         height, width = self._resized_size(picture)
-        if self.resize != "none":
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], picture.box)
+        pixels = self._resized(picture, height, width)
         top = left = 0
         if self.crop is not None:
             top, left = self._corner(height, self.crop[0]), self._corner(width, self.crop[1])
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+            pixels = _cut(pixels, top, left, *self.crop)
         frame = Frame(
             picture=picture.size,
-            input=(image.height, image.width),
+            input=(pixels.shape[1], pixels.shape[2]),
             scale=(height / picture.size[0], width / picture.size[1]),
             offset=(float(top), float(left)),
         )
-        return self._normalised(image), frame
+        mean, std = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
+        values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return values.mul_(self.scale).sub_(mean).div_(std), frame
 
     def batch(self, pictures: Iterable[Picture]) -> tuple[Float[Tensor, "b c y x"], list[Frame]]:
         """The inputs of several pictures, stacked, and the way back for each.
@@ -190,8 +200,24 @@ class Preprocessing:
         margin = length - crop
         return margin // 2 if self.crop_rounding == "floor" else round(margin / 2)
 
-    def _normalised(self, image: Image.Image) -> Float[Tensor, "c y x"]:
-        """8-bit pixels as the numbers the model sees."""
+    def _resized(self, picture: Picture, height: int, width: int) -> UInt8[Tensor, "c y x"]:
+        """The picture's pixels at another size."""
+        image = picture.image if len(self.mean) == 3 else picture.image.convert("L")
+        whole = picture.box is None or picture.box == (0, 0, *image.size)
+        by_torch = self.resizer == "torch" and self.interpolation in _SHARED_FILTERS and whole
+        if self.resize != "none" and not by_torch:
+            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], picture.box)
         pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
-        mean, std = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
-        return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(self.scale).sub_(mean).div_(std)
+        if pixels.shape[1:] == (height, width):
+            return pixels
+        sized = F.interpolate(pixels[None], (height, width), mode=self.interpolation, align_corners=False, antialias=True)
+        return sized[0]
+
+
+def _cut(pixels: UInt8[Tensor, "c y x"], top: int, left: int, height: int, width: int) -> UInt8[Tensor, "c v u"]:
+    """A window of the pixels, black where it reaches beyond them."""
+    beyond = (-min(left, 0), max(left + width - pixels.shape[2], 0), -min(top, 0), max(top + height - pixels.shape[1], 0))
+    if any(beyond):
+        pixels = F.pad(pixels, beyond)
+    top, left = max(top, 0), max(left, 0)
+    return pixels[:, top : top + height, left : left + width]

@@ -4,6 +4,10 @@ The story. The pictures are 8x8 and grey, so a patch is 2x2 and a picture 16 tok
 of the ViT paper (Dosovitskiy et al. 2021) at width 64, its classifier reading the mean of the tokens. With 1,438
 pictures to learn from it would soon know them by heart, so each is moved and turned a little every time it is seen, and
 the targets are smoothed (DeiT, Touvron et al. 2021, table 9, does both on a larger scale).
+
+Expect 98.1 to 99.2 % of the 359 held-out pictures (five seeds) after 50 epochs, 16 seconds on two idle CPU
+cores; the quick form reads 92 to 95 % after 3 seconds. A step is so small that threads have little to share: on a busy
+machine it is two to four times slower.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
             preprocessing=evaluation(config.image_size, interpolation="bilinear", inception=True),
             licence="apache-2.0",
         ),
-        ignored=(r"(txt|t|b|bias_init)(/.*)?", r"opt/.*", r"extra/.*", r"step"),
+        ignored=(r"(params/)?(txt|t|b|bias_init)(/.*)?", r"opt/.*", r"extra/.*", r"step"),
     )
 
 
