@@ -143,6 +143,7 @@ def test_out_must_not_be_where_the_pictures_are(vitral: Vitral, checkpoint: Path
         (["predict", "a.png", "--model", "CHECKPOINT", "--architecture", "vit_b61"], 2, "'vit_b16'"),
         (["predict", "a.png", "--model", "no such folder"], 1, "no such folder"),
         (["predict", "a.png", "--model", "a.png"], 1, "a.png"),
+        (["predict", "", "--model", "CHECKPOINT"], 2, "empty"),
         (["predct", "a.png"], 2, "'predict'"),
         (["--modle"], 2, "--modle"),
         ([], 2, "Commands:"),

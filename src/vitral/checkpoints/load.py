@@ -24,6 +24,10 @@ LAYOUTS: tuple[Layout, ...] = (native.LAYOUT, transformers.LAYOUT, timm.LAYOUT, 
 """Every layout we read, in the order they are tried."""
 
 
+# Their published classifiers are ImageNet's and do not say so; transformers' files name their classes, if only LABEL_7.
+_IMAGENET_BY_DEFAULT = ("timm", "torchvision", "google")
+
+
 def load_model(source: str | Path, architecture: Any = None, num_classes: int | None = None) -> nn.Module:
     """Read a checkpoint in whatever layout it was published.
 
@@ -55,7 +59,7 @@ def load_model(source: str | Path, architecture: Any = None, num_classes: int | 
     if dropped:
         notes += (f"Left out on purpose, being no part of the encoder: {', '.join(sorted(dropped))}.",)
     labels = plan.record.labels
-    if not labels and plan.config.num_classes == 1000:
+    if not labels and plan.config.num_classes == 1000 and plan.record.layout in _IMAGENET_BY_DEFAULT:
         labels, notes = (
             imagenet1k_labels(),
             (*notes, "The file names no classes; as there are 1000, ImageNet-1k's names are given."),

@@ -98,7 +98,7 @@ def fill(
     used: set[str] = set()
     for row in rows:
         target = targets[row.ours]
-        needed = [tuple(part.shape) for part in row.write(torch.empty_like(target, device="meta"))]
+        needed = [tuple(part.shape) for part in row.write(torch.empty(target.shape, device="meta"))]
         used.update(row.theirs)
         absent = [(name, shape) for name, shape in zip(row.theirs, needed, strict=True) if name not in tensors]
         missing += absent

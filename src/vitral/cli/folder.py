@@ -46,6 +46,9 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         part.write_bytes(content)
         os.replace(part, path)  # noqa: PTH105 - atomic within a file system
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say which file it refused
+        raise
     finally:
         part.unlink(missing_ok=True)
 

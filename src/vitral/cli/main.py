@@ -9,6 +9,7 @@ torch.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -72,10 +73,16 @@ app = typer.Typer(
 
 def run() -> None:
     """The console script `vitral`."""
+    # Importing torch makes half a million objects that all stay. Looking for garbage among them takes 0.15 s on the way
+    # in and 0.3 s on the way out, where freezing them spares it.
+    gc.set_threshold(200_000, 30, 30)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a file's name may hold what the terminal cannot show
-    app(prog_name="vitral")
+    try:
+        app(prog_name="vitral")
+    finally:
+        gc.freeze()
 
 
 def _version(asked: bool) -> bool:

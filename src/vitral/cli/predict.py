@@ -9,7 +9,7 @@ from typing import Any
 
 from vitral.cli.folder import ResultFolder, check_folder
 from vitral.cli.show import Screen
-from vitral.errors import PictureError
+from vitral.errors import PictureError, UsageError
 from vitral.pipelines.predictor import Failure, Predictor, load
 from vitral.pipelines.sources import sources_of
 
@@ -75,6 +75,8 @@ def predict(
 
 def _pictures(files: Sequence[str]) -> list[Any]:
     """Every picture that the names stand for; a name that stands for none fails in its place."""
+    if not all(files):
+        raise UsageError("One of the names of pictures is empty. Is a variable of your shell not set?")
 
     def found() -> Iterator[Any]:
         for name in files:

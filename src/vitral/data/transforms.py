@@ -1,8 +1,8 @@
 """From a picture to a model's input, exactly as the published preprocessings do it, and the way back.
 
 Two resizers are in use in the field, both antialiased and on 8-bit values. Pillow's is what timm and torchvision apply to
-a Pillow image. transformers, since its processors work on tensors, applies PyTorch's; the two differ by one level of 255 here
-and there, which a classifier's scores show in the third digit. A checkpoint's layout says which was meant.
+a Pillow image; PyTorch's is what transformers applies, since its processors work on tensors. They differ by a level of
+255 here and there, which a classifier's scores show in the third digit. A checkpoint's layout says which was meant.
 
 The rules for sizes are copied with their roundings, because a crop moved by one pixel is a different input:
 

@@ -231,10 +231,9 @@ def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
     if len(names) != num_classes:
         return ()
     try:
-        labels = tuple(str(names[key]) for key in sorted(names, key=int))
+        return tuple(str(names[key]) for key in sorted(names, key=int))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"id2label in config.json has a key that is no number ({error}).") from error
-    return () if labels == tuple(f"LABEL_{index}" for index in range(num_classes)) else labels
 
 
 def _rows(config: ViTConfig, model_type: str) -> list[Row]:
