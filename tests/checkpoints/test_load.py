@@ -67,7 +67,7 @@ def test_a_fresh_classifier_for_other_classes(folder: Path) -> None:
 
 def test_a_thousand_nameless_classes_are_imagenets_and_that_is_noted(tmp_path: Path) -> None:
     sizes = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 48, "image_size": 32, "patch_size": 8}
-    save_model(create_model("vit_ti16", num_classes=1000, **sizes), tmp_path / "thousand")
+    save_model(create_model("vit_ti16", num_classes=1000, **sizes), tmp_path / "thousand", layout="timm")
     record = load_model(tmp_path / "thousand").record
     assert len(record.labels) == 1000
     # torchvision lists the same names in the same order.
@@ -77,6 +77,8 @@ def test_a_thousand_nameless_classes_are_imagenets_and_that_is_noted(tmp_path: P
     assert same > 950
     assert any("ImageNet-1k's names are given" in note for note in record.notes)
     assert load_model(tmp_path / "thousand", num_classes=10).record.labels == ()
+    save_model(create_model("vit_ti16", num_classes=1000, **sizes), tmp_path / "ours")
+    assert load_model(tmp_path / "ours").record.labels == (), "who saved it here could have named them"
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest(folder: Path) -> None:

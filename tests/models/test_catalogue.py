@@ -31,7 +31,9 @@ def test_every_entry_builds(name: str) -> None:
     model = on_meta(create_model, name)
     assert isinstance(model, ViT)
     assert model.config == CATALOGUE[name].config
-    assert model.record == Record(architecture=name)
+    assert model.record.architecture == name
+    assert model.record.labels == ()
+    assert model.record.preprocessing.input_size == model.config.image_size
     assert model.training
     assert any(isinstance(model.config, network.config) for network in NETWORKS.values())
 
