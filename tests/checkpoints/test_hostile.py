@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from tests.checkpoints.folders import change, json_of, refusal, state_of, vit_folder, write_state
+
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
 from vitral.errors import CheckpointError, HubError, MismatchError, UnknownNameError, UsageError, VitralError
@@ -496,9 +496,7 @@ def native(tmp_path: Path) -> Path:
     ],
     ids=repr,
 )
-def test_a_vitral_json_with_a_wrong_entry_is_refused(
-    native: Path, path: tuple[str, ...], value: Any, message: str
-) -> None:
+def test_a_vitral_json_with_a_wrong_entry_is_refused(native: Path, path: tuple[str, ...], value: Any, message: str) -> None:
     content = json_of(native, "vitral.json")
     place = content
     for key in path[:-1]:

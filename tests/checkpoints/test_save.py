@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.checkpoints.folders import json_of, state_of
 from torch import nn
 
-from tests.checkpoints.folders import json_of, state_of
 from vitral.checkpoints import save
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
@@ -78,7 +78,9 @@ def test_a_model_is_saved_over_the_files_it_was_read_from(layout: str, tmp_path:
         assert torch.equal(model.get_parameter(name), expected[name]), "what is in memory is not touched"
 
 
-@pytest.mark.xfail(strict=True, reason="a vitral.json or config.json of an earlier save in another layout stays and is believed")
+@pytest.mark.xfail(
+    strict=True, reason="a vitral.json or config.json of an earlier save in another layout stays and is believed"
+)
 @pytest.mark.parametrize(("first", "second"), [("vitral", "transformers"), ("vitral", "timm"), ("transformers", "vitral")])
 def test_a_save_in_another_layout_is_what_is_read(first: str, second: str, tmp_path: Path) -> None:
     save_model(network(), tmp_path, layout=first)

@@ -84,8 +84,8 @@ def test_the_table_of_a_mismatch_names_everything_and_ends_with_advice() -> None
         "The tensors of the toy do not fit the model (1 missing, 1 unexpected, 1 misshaped). Nothing was loaded.",
         f"  {'':<10}  tensor  in the file           in the model",
         "  missing     q     -                     (3, 4)",
-        "  unexpected  more    (7,)                  -",
-        "  misshaped   flax    (2, 2)                (3, 5, 2)",
+        "  unexpected  more  (7,)                  -",
+        "  misshaped   flax  (2, 2)                (3, 5, 2)",
         "Think again.",
     ]
 

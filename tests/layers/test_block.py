@@ -14,9 +14,7 @@ from vitral.layers.norm import LayerScale
 
 
 def block(placement: str, **options: object) -> Block:
-    ours = Block(
-        SelfAttention(32, 4), Mlp(32, 48), (nn.LayerNorm(32), nn.LayerNorm(32)), placement=placement, **options
-    )
+    ours = Block(SelfAttention(32, 4), Mlp(32, 48), (nn.LayerNorm(32), nn.LayerNorm(32)), placement=placement, **options)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_(0.1, 0.3)

@@ -19,10 +19,7 @@ from vitral.layers.position import RelativeBias, Rotary2d, resample_grid, sinuso
 def test_sinusoids_1d_are_the_papers_formula() -> None:
     came = sinusoids_1d(50, 16)
     expected = np.array(
-        [
-            [(math.sin if c % 2 == 0 else math.cos)(pos / 10000 ** (c // 2 * 2 / 16)) for c in range(16)]
-            for pos in range(50)
-        ]
+        [[(math.sin if c % 2 == 0 else math.cos)(pos / 10000 ** (c // 2 * 2 / 16)) for c in range(16)] for pos in range(50)]
     )
     np.testing.assert_allclose(came.numpy(), expected, atol=1e-6)
 

@@ -109,9 +109,7 @@ def test_dinov2_is_transformers(letter: str, width: int, heads: int, depth: int)
     assert parameters(on_meta(create_model, f"dinov2_{letter}14_registers")) == parameters(registers)
 
 
-@pytest.mark.parametrize(
-    ("letter", "width", "heads", "depth"), [("s", 384, 6, 12), ("b", 768, 12, 12), ("l", 1024, 16, 24)]
-)
+@pytest.mark.parametrize(("letter", "width", "heads", "depth"), [("s", 384, 6, 12), ("b", 768, 12, 12), ("l", 1024, 16, 24)])
 def test_dinov3_is_transformers(letter: str, width: int, heads: int, depth: int) -> None:
     config = transformers.DINOv3ViTConfig(
         hidden_size=width,

@@ -11,10 +11,10 @@ import pytest
 import timm
 import torch
 import transformers as hf
+from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from timm.models import save_for_hf
 from torch import nn
 
-from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from vitral.checkpoints.save import save_model
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
 from vitral.models.backbones.vit import ViT
@@ -152,7 +152,9 @@ def test_what_we_write_is_read_by_transformers(case: Case, tmp_path: Path) -> No
     assert not report["mismatched_keys"]
     pixels = pictures(*case.ours.config.image_size)
     out, came = case.ours(pixels), theirs.eval()(pixels)
-    assert_same(came.last_hidden_state if out.logits is None else came.logits, out.tokens if out.logits is None else out.logits)
+    assert_same(
+        came.last_hidden_state if out.logits is None else came.logits, out.tokens if out.logits is None else out.logits
+    )
 
 
 @torch.no_grad()

@@ -29,7 +29,9 @@ ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu
 POOLS = {"class": "token", "mean": "avg", "attention": "map"}
 
 # Parts our network does not have: parallel and differential attention, rotations of EVA's kind, stems of convolutions …
-FOREIGN = r"eva02|rope|dinov3|sapiens|vit_pe_|aimv2|beit3|_xp_|pwee|dwee|dlittle|18x2|relpos|_r\d+_|_resnet|_r_s16|mci|lingbot"
+FOREIGN = (
+    r"eva02|rope|dinov3|sapiens|vit_pe_|aimv2|beit3|_xp_|pwee|dwee|dlittle|18x2|relpos|_r\d+_|_resnet|_r_s16|mci|lingbot"
+)
 WRONG = {
     r"vit_\w+_lingbot": "a network without positions in its file has others that the file does not show",
     r"eva_giant_patch14_clip_224": "`_clip_` says epsilon 1e-5, but the name does not begin with vit_",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from torch import nn
 
-from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.save import save_model
 from vitral.checkpoints.vit.torchvision import LAYOUT
@@ -59,7 +59,13 @@ def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [("vit_b_16", "vit_b16"), ("vit_b_32", "vit_b32"), ("vit_l_16", "vit_l16"), ("vit_l_32", "vit_l32"), ("vit_h_14", "vit_h14")],
+    [
+        ("vit_b_16", "vit_b16"),
+        ("vit_b_32", "vit_b32"),
+        ("vit_l_16", "vit_l16"),
+        ("vit_l_32", "vit_l32"),
+        ("vit_h_14", "vit_h14"),
+    ],
 )
 def test_the_published_networks_are_ours_of_the_same_name(theirs: str, ours: str) -> None:
     with torch.device("meta"):

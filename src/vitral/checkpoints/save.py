@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -53,7 +54,10 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
     try:
         for name, document in written.documents.items():
             write_json(staging / name, document)
-        save_file(foreign_state(written.model, written.rows), staging / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(foreign_state(written.model, written.rows), staging / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # its own class for a full disk and the like
+            raise OSError(f"The weights could not be written to {directory} ({error}).") from error
         for name in (*written.documents, "model.safetensors"):
             os.replace(staging / name, directory / name)  # noqa: PTH105 - atomic within a file system
     finally:

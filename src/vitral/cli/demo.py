@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from vitral.training.loop import Epoch
 
 __all__ = ["demo"]
 
-_EPOCHS, _QUICK_EPOCHS = 50, 8  # of the recipe, for the length of the progress bar
 _ENLARGED = 16  # times, for digits that are looked at as files
 _PER_DIGIT = 2  # files
 _SHOWN = 80  # tiles before the rest is folded away
@@ -57,7 +56,7 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
     train, held_out = read_digits()
     with _staging(out) as staging:
         console.print(f"A vision transformer learns to read from {len(train):,} handwritten digits.")
-        watched = _Watched(console, _QUICK_EPOCHS if quick else _EPOCHS)
+        watched = _Watched(console)
         with watched.progress:
             trained = digits(quick=quick, seed=seed, on_epoch=watched)
         save_model(trained.model, staging / "checkpoint")
@@ -67,7 +66,7 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
         answers = [answer[0] for answer in classify(list(held_out.pictures))]
         said = np.array([int(answer["label"]) for answer in answers])
         right = int((said == held_out.labels).sum())
-        told = _page(out, trained, watched.accuracies, (train, held_out), said, [answer["score"] for answer in answers])
+        told = _page(out, trained, (train, held_out), said, [answer["score"] for answer in answers])
         (staging / "index.html").write_text(told, encoding="utf-8")
         _move_in(staging, out)
 
@@ -87,13 +86,9 @@ class _Watched:
 
     Attributes:
         console: where to.
-        epochs: how many there will be.
-        accuracies: the held-out accuracy after each epoch, where the recipe tells it.
     """
 
     console: Console
-    epochs: int
-    accuracies: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.progress = Progress(
@@ -103,15 +98,12 @@ class _Watched:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.bar = self.progress.add_task("starting", total=self.epochs)
+        self.bar = self.progress.add_task("starting", total=None)
 
-    def __call__(self, epoch: Epoch, accuracy: float | None = None) -> None:
-        line = f"epoch {epoch.number:>2}/{self.epochs}  loss {epoch.loss:.3f}"
-        if accuracy is not None:
-            self.accuracies.append(accuracy)
-            line += f"  held out {accuracy:.1%}"
-        self.progress.update(self.bar, description=line, completed=epoch.number)
-        if self.progress.disable and (epoch.number % 10 == 0 or epoch.number == self.epochs):
+    def __call__(self, epoch: Epoch) -> None:
+        line = f"epoch {epoch.number:>2}/{epoch.epochs}  loss {epoch.loss:.3f}  held out {epoch.held_out or 0:.1%}"
+        self.progress.update(self.bar, description=line, completed=epoch.number, total=epoch.epochs)
+        if self.progress.disable and (epoch.number % 10 == 0 or epoch.number == epoch.epochs):
             self.console.print(line)
 
 
@@ -154,7 +146,6 @@ def _next_command(out: Path) -> str:
 def _page(
     out: Path,
     trained: Trained,
-    accuracies: list[float],
     sets: tuple[Digits, Digits],
     said: Int[np.ndarray, " n"],
     scores: list[float],
@@ -165,9 +156,11 @@ def _page(
     counts = np.zeros((10, 10), dtype=np.int64)
     np.add.at(counts, (held_out.labels, said), 1)
     tiles = [_tile(held_out, place, int(said[place]), scores[place]) for place in range(len(held_out))]
-    charts = [page.line_chart("Training loss", trained.history.losses, low=0.0, high=max(trained.history.losses))]
-    if accuracies:
-        charts.insert(0, page.line_chart("Held-out accuracy", accuracies, low=0.0, high=1.0, form=".1%"))
+    accuracies = [epoch.held_out or 0.0 for epoch in trained.history.epochs]
+    charts = [
+        page.line_chart("Held-out accuracy", accuracies, low=0.0, high=1.0, form=".1%"),
+        page.line_chart("Training loss", trained.history.losses, low=0.0, high=max(trained.history.losses)),
+    ]
     return page.document(
         f"{1 - len(mistakes) / len(held_out):.1%} of unseen digits, read by a small transformer",
         page.section("How it learned", page.side_by_side(*charts)),

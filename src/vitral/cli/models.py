@@ -17,20 +17,6 @@ from vitral.models.catalogue import CATALOGUE, list_models
 
 __all__ = ["list_networks"]
 
-_PAPERS = {
-    "vit": "Dosovitskiy et al. 2021",
-    "vit_g": "Zhai et al. 2022",
-    "deit": "Touvron et al. 2021",
-    "beit": "Bao et al. 2022",
-    "mae": "He et al. 2022",
-    "dino": "Caron et al. 2021",
-    "dinov2": "Oquab et al. 2023",
-    "dinov3": "Siméoni et al. 2025",
-    "clip": "Radford et al. 2021",
-    "siglip": "Zhai et al. 2023",
-}
-"""Beginning of a name → where the network was published; the longest that fits counts."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
@@ -78,7 +64,7 @@ def _row(name: str) -> _Row:
         depth=config.depth,
         heads=config.heads,
         classes=config.num_classes,
-        paper=_PAPERS.get(max((start for start in _PAPERS if name.startswith(start)), key=len, default=""), ""),
+        paper=entry.paper,
     )
 
 

@@ -27,16 +27,20 @@ class Network:
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: how a network is built, and from which configuration."""
+    """One row: how a network is built, from which configuration, and where it was published."""
 
     build: Callable[[Any], nn.Module]
     config: Any
+    paper: str
 
 
 NETWORKS: dict[str, Network] = {"vit": Network(vit.ViT, vit.ViTConfig)}
 """Family → network. A new family adds its row here."""
 
-CATALOGUE: dict[str, Entry] = {name: Entry(vit.ViT, config) for name, config in vit.VARIANTS.items()}
+CATALOGUE: dict[str, Entry] = {
+    name: Entry(vit.ViT, config, vit.PAPERS[max(filter(name.startswith, vit.PAPERS), key=len)])
+    for name, config in vit.VARIANTS.items()
+}
 """Name → entry. A new architecture adds its rows here."""
 
 

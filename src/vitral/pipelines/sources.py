@@ -65,6 +65,8 @@ def sources_of(inputs: Any) -> Sources:
 
 def _named(inputs: str | Path) -> Sources:
     text = str(inputs)
+    if not text.strip():
+        raise UsageError("An empty name came. Give a path, an address, a folder or a pattern.")
     if text.startswith(("http://", "https://", "data:")) or len(text) > 4096:
         return Sources("one", [inputs])
     path = Path(text).expanduser()

@@ -36,15 +36,19 @@ class Epoch:
 
     Attributes:
         number: which one, from 1.
+        epochs: how many there will be.
         loss: the training loss, averaged over the samples as they were seen.
         learning_rate: the learning rate of its last step.
         seconds: how long it took.
+        held_out: the accuracy on pictures not trained on, in [0, 1], where there are any.
     """
 
     number: int
+    epochs: int
     loss: float
     learning_rate: float
     seconds: float
+    held_out: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ def fit(
     augment: Augment | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    held_out: tuple[Tensor, Tensor] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
     """Train a classifier in place, with AdamW, warm-up and a cosine.
@@ -98,7 +103,8 @@ def fit(
         augment: changes each batch before the model sees it.
         seed: fixes the order of the pictures, the augmentation and the model's own randomness.
         device: where to train.
-        on_epoch: called after each epoch; may call `evaluate`.
+        held_out: pictures and classes to be measured on after each epoch; nothing is chosen by them.
+        on_epoch: called after each epoch.
 
     Raises:
         UsageError: an option or the data make no sense.
@@ -140,7 +146,11 @@ def fit(
 
         model.eval()
         seconds = time.perf_counter() - started
-        history.append(Epoch(number=number, loss=total / len(pixels), learning_rate=rate, seconds=seconds))
+        accuracy = None if held_out is None else evaluate(model, *held_out, device=device)
+        mean_loss = total / len(pixels)
+        history.append(
+            Epoch(number=number, epochs=epochs, loss=mean_loss, learning_rate=rate, seconds=seconds, held_out=accuracy)
+        )
         if on_epoch is not None:
             on_epoch(history[-1])
     return History(tuple(history))

@@ -30,7 +30,7 @@ from vitral.layers.position import RelativeBias, Rotary2d, resample_grid, sinuso
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
-__all__ = ["VARIANTS", "ViT", "ViTConfig"]
+__all__ = ["PAPERS", "VARIANTS", "ViT", "ViTConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,3 +422,17 @@ def _variants() -> dict[str, ViTConfig]:
 
 VARIANTS: dict[str, ViTConfig] = _variants()
 """Published networks by name. `vit_b16` is B at patch 16; the letter stands for Ti, S, B, L, H or g."""
+
+PAPERS = {
+    "vit": "Dosovitskiy et al. 2021",
+    "vit_g": "Zhai et al. 2022",
+    "deit": "Touvron et al. 2021",
+    "beit": "Bao et al. 2022",
+    "mae": "He et al. 2022",
+    "dino": "Caron et al. 2021",
+    "dinov2": "Oquab et al. 2023",
+    "dinov3": "Siméoni et al. 2025",
+    "clip": "Radford et al. 2021",
+    "siglip": "Zhai et al. 2023",
+}
+"""Beginning of a name → where the network was published; the longest that fits counts."""
