@@ -179,7 +179,7 @@ def test_a_saved_folder_is_prepared_by_transformers_as_by_us(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("key", ["size", "crop_size"])
 def test_a_size_that_is_not_understood_is_refused(key: str) -> None:
-    with pytest.raises(CheckpointError, match="size .* is not understood; expected height and width, or shortest_edge"):
+    with pytest.raises(CheckpointError, match=r"size .* is not understood; expected height and width, or shortest_edge"):
         from_transformers({key: {"longest_edge": 64}, "do_center_crop": True}, "vit", (64, 64))
 
 

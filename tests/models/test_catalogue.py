@@ -136,7 +136,7 @@ def test_list_models_by_pattern_and_by_part() -> None:
     ("name", "nearest"), [("vit_b_16", "vit_b16"), ("vit-b16", "vit_b16"), ("dinov2_s14_register", "dinov2_s14_registers")]
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(UnknownNameError, match="Unknown model .*Did you mean") as caught:
+    with pytest.raises(UnknownNameError, match=r"Unknown model .*Did you mean") as caught:
         create_model(name)
     assert nearest in caught.value.nearest
 

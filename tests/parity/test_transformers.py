@@ -281,5 +281,6 @@ def test_labels_and_the_kind_of_problem_travel(vit: nn.Module, tmp_path: Path) -
     assert read.problem_type == "multi_label_classification"
 
 
-def test_labels_that_say_nothing_are_none(vit: nn.Module, tmp_path: Path) -> None:
-    assert load(saved(tmp_path, vit)).record.labels == ()
+def test_classes_without_a_name_are_called_what_transformers_calls_them(vit: nn.Module, tmp_path: Path) -> None:
+    record = load(saved(tmp_path, vit)).record
+    assert [record.label(index) for index in range(7)] == list(vit.config.id2label.values())

@@ -198,7 +198,7 @@ def line_chart(title: str, values: Sequence[float], *, low: float, high: float, 
     """
     if not values or not all(map(math.isfinite, (*values, low, high))) or low >= high:
         raise UsageError(f"A chart needs finite values and low < high, but got {list(values)!r}, {low} and {high}.")
-    left, right, top, bottom = 34, 312, 10, 150
+    left, right, top, bottom = 46, 312, 10, 150
     step = (right - left) / max(len(values) - 1, 1)
     places = [
         (left + step * number, bottom - (bottom - top) * (min(max(value, low), high) - low) / (high - low))
