@@ -327,9 +327,7 @@ def test_pictures_come_upright(turn: int, kind: str) -> None:
     assert (read_picture(picture.image).array == picture.array).all()  # and are not turned again
 
 
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
-)
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
 def test_damaged_exif_does_not_cost_the_picture(exif: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -661,9 +659,7 @@ def test_files_that_are_not_binary_or_not_open() -> None:
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_no_file_stays_open(tmp_path: Path) -> None:
     frames = [photograph(20, 30), photograph(20, 30).rotate(180)]
-    paths = [
-        tmp_path / f"picture.{kind.lower()}" for kind in ("GIF", "PNG", "WEBP", "TIFF", "JPEG", "BMP", "PPM", "AVIF")
-    ]
+    paths = [tmp_path / f"picture.{kind.lower()}" for kind in ("GIF", "PNG", "WEBP", "TIFF", "JPEG", "BMP", "PPM", "AVIF")]
     for path in paths:
         several = {"save_all": True, "append_images": frames[1:]} if path.suffix in {".gif", ".tiff", ".webp"} else {}
         frames[0].save(path, **several)

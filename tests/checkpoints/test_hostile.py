@@ -157,7 +157,6 @@ def test_what_does_not_fit_is_listed_in_one_table(folder: Path) -> None:
     assert {("missing", "layernorm.bias"), ("unexpected", "an.intruder"), ("misshaped", "classifier.weight")} <= rows
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="only dtype and shape are looked at")
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
 def test_tensors_that_hold_no_plain_numbers_are_refused(folder: Path, kind: str) -> None:
     state = state_of(folder)
@@ -208,7 +207,6 @@ def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> 
     assert "weights.pth" in refusal(tmp_path / "weights.pth", CheckpointError)
 
 
-@pytest.mark.xfail(strict=True, raises=Late, reason="the search for the state dictionary follows a cycle for ever")
 def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
     content: dict[str, Any] = {}
     content["model"] = content
@@ -289,7 +287,6 @@ def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
     assert "config.json is not readable JSON" in refusal(folder, CheckpointError)
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="RecursionError is not among what is caught")
 def test_json_nested_too_deeply_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text("[" * 200_000)
     refusal(folder, CheckpointError)
@@ -300,24 +297,24 @@ def test_json_nested_too_deeply_is_refused(folder: Path) -> None:
     [
         ("hidden_act", "swoosh", "Unknown activation .*'swoosh'"),
         ("hidden_act", ["gelu"], "unexpected kind"),
-        ("hidden_size", -32, "width must be at least 1; -32 came"),
-        ("hidden_size", True, "width 1 is not a multiple of heads 2"),
-        ("hidden_size", 0, "width must be at least 1; 0 came"),
+        ("hidden_size", -32, "width must be from 1 to [0-9]+; -32 came"),
+        ("hidden_size", True, "has True where a whole number belongs"),
+        ("hidden_size", 0, "width must be from 1 to [0-9]+; 0 came"),
         ("hidden_size", "wide", "unexpected kind .*wide"),
         ("hidden_size", [32], "unexpected kind"),
         ("hidden_size", 1e400, "unexpected kind"),
         ("num_attention_heads", 5, "width 32 is not a multiple of heads 5"),
-        ("num_attention_heads", 0, "heads must be at least 1"),
+        ("num_attention_heads", 0, "heads must be from 1 to"),
         ("num_attention_heads", {}, "unexpected kind"),
-        ("num_hidden_layers", -1, "depth must be at least 1"),
+        ("num_hidden_layers", -1, "depth must be from 1 to"),
         ("num_hidden_layers", "two", "unexpected kind"),
-        ("intermediate_size", -48, "mlp_width must be at least 1"),
-        ("image_size", 0, "image_size .* is smaller than one patch"),
+        ("intermediate_size", -48, "mlp_width must be from 1 to"),
+        ("image_size", 0, "image_size must be from 1 to"),
         ("image_size", "big", "unexpected kind"),
         ("image_size", [32, 32, 32], "image_size|unexpected kind"),
         ("patch_size", 0, "unexpected kind|patch"),
         ("patch_size", [8], "unexpected kind|patch"),
-        ("num_channels", 0, "channels must be at least 1"),
+        ("num_channels", 0, "channels must be from 1 to"),
         ("layer_norm_eps", "small", "unexpected kind"),
         ("layer_norm_eps", [1e-6], "unexpected kind"),
         ("id2label", {"a": "x", "b": "y", "c": "z", "d": "u", "e": "v"}, "id2label .* a key that is no number"),
@@ -336,7 +333,6 @@ def test_a_config_that_asks_for_the_impossible_is_refused(folder: Path, field: s
     [("layer_norm_eps", float("nan")), ("layer_norm_eps", -1.0), ("hidden_size", 32.7)],
     ids=repr,
 )
-@pytest.mark.xfail(strict=True, reason="numbers are converted rather than checked")
 def test_numbers_of_the_wrong_kind_or_range_are_refused(folder: Path, field: str, value: Any) -> None:
     change(folder, **{field: value})
     refusal(folder, CheckpointError)
@@ -350,9 +346,9 @@ def test_numbers_of_the_wrong_kind_or_range_are_refused(folder: Path, field: str
         ("image_size", 2**20),
         ("num_channels", 2**20),
         ("num_hidden_layers", 50),
-        pytest.param("hidden_size", 2**40, marks=pytest.mark.xfail(strict=True, raises=RuntimeError)),
-        pytest.param("image_size", 2**62, marks=pytest.mark.xfail(strict=True, raises=(RuntimeError, TypeError))),
-        pytest.param("num_hidden_layers", 10**9, marks=pytest.mark.xfail(strict=True, raises=Late)),
+        ("hidden_size", 2**40),
+        ("image_size", 2**62),
+        ("num_hidden_layers", 10**9),
     ],
     ids=repr,
 )
@@ -362,7 +358,6 @@ def test_a_config_that_asks_for_the_enormous_is_refused_soon(folder: Path, field
         refusal(folder, CheckpointError)
 
 
-@pytest.mark.xfail(strict=True, raises=Late, reason="depth is read from the highest number in a name")
 @pytest.mark.parametrize("name", ["blocks.999999999.norm1.weight", "encoder.layers.encoder_layer_999999999.ln_1.weight"])
 def test_a_tensors_name_cannot_ask_for_the_enormous(name: str, tmp_path: Path) -> None:
     state = {name: torch.zeros(64), "conv_proj.weight": torch.zeros(64, 3, 8, 8)}
@@ -381,7 +376,6 @@ def test_an_unknown_model_type_is_refused(folder: Path, kind: Any) -> None:
     assert repr(kind) in message
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a model_type that cannot be hashed")
 def test_a_model_type_that_is_no_name_is_refused(folder: Path) -> None:
     change(folder, model_type=["vit"])
     refusal(folder, CheckpointError)
@@ -510,8 +504,8 @@ def test_a_vitral_json_with_a_wrong_entry_is_refused(native: Path, path: tuple[s
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        pytest.param("depth", 10**9, marks=pytest.mark.xfail(strict=True, raises=Late)),
-        pytest.param("width", 2**40, marks=pytest.mark.xfail(strict=True, raises=RuntimeError)),
+        ("depth", 10**9),
+        ("width", 2**40),
         ("width", 2**20),
         ("registers", 10**6),
     ],

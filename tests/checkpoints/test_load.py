@@ -89,8 +89,9 @@ def test_an_unknown_architecture_is_answered_with_the_nearest(folder: Path) -> N
 def test_the_native_layout_is_preferred_where_there_are_two(folder: Path) -> None:
     sizes = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 48, "image_size": 32, "patch_size": 8}
     model = create_model("vit_ti16", num_classes=5, **sizes)
+    theirs = (folder / "config.json").read_bytes()
     save_model(model, folder)
-    assert json_of(folder)["model_type"] == "vit"
+    (folder / "config.json").write_bytes(theirs)
     assert load_model(folder).record.layout == "vitral"
 
 

@@ -78,7 +78,6 @@ def test_a_model_is_saved_over_the_files_it_was_read_from(layout: str, tmp_path:
         assert torch.equal(model.get_parameter(name), expected[name]), "what is in memory is not touched"
 
 
-@pytest.mark.xfail(strict=True, reason="documents of an earlier save in another layout stay and are believed")
 @pytest.mark.parametrize(("first", "second"), [("vitral", "transformers"), ("vitral", "timm"), ("transformers", "vitral")])
 def test_a_save_in_another_layout_is_what_is_read(first: str, second: str, tmp_path: Path) -> None:
     save_model(network(), tmp_path, layout=first)
@@ -87,7 +86,6 @@ def test_a_save_in_another_layout_is_what_is_read(first: str, second: str, tmp_p
     assert not ((tmp_path / "vitral.json").exists() and (tmp_path / "config.json").exists())
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors gives its files to their owner only")
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:

@@ -159,12 +159,7 @@ def test_what_we_write_is_read_by_transformers(case: Case, tmp_path: Path) -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("wrap", [{}, {"model": "module."}, {"state_dict": "_orig_mod."}, {"model_ema": ""}], ids=str)
-def test_a_bare_state_dictionary_with_the_architecture_named(
-    case: Case, wrap: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if case.name == "test_vit3":
-        reason = "pool_prefix is not taken from the named architecture"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_bare_state_dictionary_with_the_architecture_named(case: Case, wrap: dict[str, str], tmp_path: Path) -> None:
     state: dict[str, Any] = case.theirs.state_dict()
     for key, prefix in wrap.items():
         state = {key: {f"{prefix}{name}": tensor for name, tensor in state.items()}, "epoch": 3, "optimizer": {}}
@@ -201,7 +196,6 @@ def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:
         load(tmp_path / "weights.pth", architecture="vit_b_16")
 
 
-@pytest.mark.xfail(strict=True, reason="the sizes of a named architecture are not compared with the file's")
 def test_an_architecture_of_another_size_is_refused(tmp_path: Path) -> None:
     theirs = randomised(timm.create_model("vit_tiny_patch16_224", **SMALL))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")

@@ -176,12 +176,7 @@ def test_what_we_write_is_read_by_timm(case: Case, tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
-def test_names_in_memory_are_read_like_names_on_disk(
-    case: Case, file: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if "DINOv3" in case.kind and file == "model.safetensors":
-        reason = "the prefix `model.` of DINOv3 in memory is taken off pickles only"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_names_in_memory_are_read_like_names_on_disk(case: Case, file: str, tmp_path: Path) -> None:
     shutil.copy(case.folder / "config.json", tmp_path)
     state = case.theirs.state_dict()
     if file.endswith("bin"):

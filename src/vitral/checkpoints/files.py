@@ -185,7 +185,9 @@ def _open_pickle(path: Path) -> Tensors:
 
 def _unwrapped(content: Any, name: str) -> Tensors:
     """The state dictionary inside what a training script saved, without the prefixes of wrappers."""
-    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+    for _ in range(8):  # wrappers within wrappers; more would be a dictionary that holds itself
+        if not isinstance(content, dict) or any(isinstance(value, Tensor) for value in content.values()):
+            break
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
@@ -219,7 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is not readable JSON ({error}).") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} holds a {type(content).__name__}; an object of named values was expected.")

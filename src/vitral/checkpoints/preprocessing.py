@@ -16,9 +16,12 @@ from vitral.data.transforms import (
     Interpolation,
     Preprocessing,
 )
-from vitral.errors import CheckpointError, UnknownNameError
+from vitral.errors import CheckpointError, UnknownNameError, UsageError
 
-__all__ = ["evaluation", "from_timm", "from_transformers", "to_timm", "to_transformers"]
+__all__ = ["CLIP_MEAN", "CLIP_STD", "evaluation", "from_timm", "from_transformers", "to_timm", "to_transformers"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Pillow's numbers, which transformers writes.
 _RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -50,8 +53,16 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
         "resample": 3,
-        "image_mean": (0.48145466, 0.4578275, 0.40821073),
-        "image_std": (0.26862954, 0.26130258, 0.27577711),
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    },
+    "CLIP": {
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "resample": 3,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
     },
     "DINOv3ViT": {
         "size": {"height": 224, "width": 224},
@@ -113,7 +124,10 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
     told = {**_PROCESSORS[family], **{key: value for key, value in processor.items() if value is not None}}
     if not processor:
         told["size"] = told["crop_size"] = {"height": image_size[0], "width": image_size[1]}
-    resize, size = _size(told["size"]) if told.get("do_resize", True) else ("none", image_size)
+    edge = told["size"]
+    if family in ("Bit", "CLIP") and isinstance(edge, int | float):
+        edge = {"shortest_edge": edge}  # what a bare number means depends on the processor
+    resize, size = _size(edge) if told.get("do_resize", True) else ("none", image_size)
     crop = _size(told.get("crop_size", told["size"]))[1] if told.get("do_center_crop", False) else None
     normalise, rescale = told.get("do_normalize", True), told.get("do_rescale", True)
     mean, std = _channels(told["image_mean"]), _channels(told["image_std"])
@@ -184,13 +198,23 @@ def from_timm(pretrained: dict[str, Any], image_size: tuple[int, int]) -> Prepro
 
 
 def to_timm(preprocessing: Preprocessing, channels: int) -> dict[str, Any]:
-    """The part of timm's pretrained_cfg that says how pictures are prepared."""
-    crop = preprocessing.crop or preprocessing.size
+    """The part of timm's pretrained_cfg that says how pictures are prepared.
+
+    Raises:
+        UsageError: timm has no words for it.
+    """
+    crop, size = preprocessing.crop or preprocessing.size, preprocessing.size
+    # timm divides and rounds down again; half a pixel more keeps the quotient from falling just short.
+    ratio = 1.0 if crop == size else crop[0] / (size[0] + 0.5)
+    if preprocessing.resize == "none" or (math.floor(crop[0] / ratio), math.floor(crop[1] / ratio)) != size:
+        raise UsageError(
+            f"timm's layout cannot state a preprocessing that resizes to {size} ({preprocessing.resize}) and cuts {crop}. "
+            "Use layout='vitral' or 'transformers'."
+        )
     return {
         "input_size": [channels, *crop],
         "interpolation": preprocessing.interpolation,
-        # timm divides and rounds down again; half a pixel more keeps the quotient from falling just short.
-        "crop_pct": 1.0 if crop == preprocessing.size else crop[0] / (preprocessing.size[0] + 0.5),
+        "crop_pct": ratio,
         "crop_mode": "squash" if preprocessing.resize == "exact" else "center",
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),

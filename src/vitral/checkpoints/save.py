@@ -19,6 +19,9 @@ from vitral.errors import UnknownNameError, UsageError
 __all__ = ["save_model"]
 
 
+_DOCUMENTS = {"config.json", "preprocessor_config.json", "vitral.json"}
+
+
 def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") -> Path:
     """Write a model's weights, configuration, preprocessing and labels.
 
@@ -27,7 +30,7 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
 
     Args:
         model: a model of ours.
-        directory: where to; made if it is not there. Files of the same names are replaced, others stay.
+        directory: where to; made if it is not there. A checkpoint that is there is replaced, other files stay.
         layout: "vitral", "transformers" or "timm".
 
     Returns:
@@ -58,8 +61,12 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
             save_file(foreign_state(written.model, written.rows), staging / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # its own class for a full disk and the like
             raise OSError(f"The weights could not be written to {directory} ({error}).") from error
+        # safetensors makes files for their owner only; ours are as readable as any other.
+        shutil.copymode(staging / next(iter(written.documents)), staging / "model.safetensors")
         for name in (*written.documents, "model.safetensors"):
             os.replace(staging / name, directory / name)  # noqa: PTH105 - atomic within a file system
+        for name in _DOCUMENTS - set(written.documents):
+            (directory / name).unlink(missing_ok=True)  # of an earlier save in another layout: it would be believed
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return directory

@@ -100,19 +100,15 @@ def fill(
         target = targets[row.ours]
         needed = [tuple(part.shape) for part in row.write(torch.empty(target.shape, device="meta"))]
         used.update(row.theirs)
-        absent = [(name, shape) for name, shape in zip(row.theirs, needed, strict=True) if name not in tensors]
-        missing += absent
-        if absent:
-            continue
-        parts = [tensors[name] for name in row.theirs]
-        wrong = [
-            (name, tuple(part.shape), shape)
-            for name, part, shape in zip(row.theirs, parts, needed, strict=True)
-            if tuple(part.shape) != shape
-        ]
-        misshaped += wrong
-        if not wrong:
-            state[row.ours] = _checked(row.read(parts), row.theirs[0], source)
+        fits = True
+        for name, shape in zip(row.theirs, needed, strict=True):
+            if name not in tensors:
+                missing.append((name, shape))
+            elif tuple(tensors[name].shape) != shape:
+                misshaped.append((name, tuple(tensors[name].shape), shape))
+            fits = fits and name in tensors and tuple(tensors[name].shape) == shape
+        if fits:
+            state[row.ours] = _checked(row.read([tensors[name] for name in row.theirs]), row.theirs[0], source)
     left = [name for name in tensors if name not in used]
     dropped = [name for name in left if any(re.fullmatch(pattern, name) for pattern in ignored)]
     unexpected = [(name, tuple(tensors[name].shape)) for name in left if name not in set(dropped)]
@@ -127,6 +123,9 @@ def fill(
 def _checked(tensor: Tensor, name: str, source: str) -> Tensor:
     if not tensor.is_floating_point():
         raise CheckpointError(f"{name} in {source} holds {tensor.dtype}; weights are floating-point numbers.")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "no numbers" if tensor.is_meta else f"its numbers as {tensor.layout}"
+        raise CheckpointError(f"{name} in {source} holds {kind}; plain, dense numbers were expected.")
     tensor = tensor.float()
     # The sum is several times cheaper than a look at every number, and finite whenever all is well.
     if not math.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():

@@ -69,7 +69,7 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     notes: list[str] = []
     config = _config(tensors, told, name, architecture, notes)
     spelling = _spelling(tensors)
-    pretrained = told.get("pretrained_cfg") or {}
+    pretrained = _pretrained(told)
     publisher = "timm" if told else "meta"
     record = Record(
         architecture=name,
@@ -98,10 +98,13 @@ def _refuse_unreadable(name: str, tensors: Tensors, source: str) -> None:
     keyless, relative = "blocks.0.attn.q_bias" in tensors, any("relative_position_bias_table" in key for key in tensors)
     eva02 = keyless and not relative and "blocks.0.mlp.fc1.bias" in tensors and "blocks.0.mlp.norm.weight" not in tensors
     gated = eva02 and tensors["blocks.0.mlp.fc1.bias"].shape[0] == 2 * tensors["blocks.0.mlp.fc2.weight"].shape[1]
-    if foreign or gated or re.search(r"eva02|rope|dinov3|naflex|vit_pe_", name):
+    rotary = gated or re.search(r"eva02|rope|dinov3|naflex|vit_pe_", name)
+    placeless = "pos_embed" not in tensors and not relative
+    if foreign or rotary or placeless:
+        reason = foreign or ("rotary positions" if rotary else "no positions in its tensors, so it must have others")
         raise CheckpointError(
-            f"{source} is {name or 'a network'} with parts this layout's reader does not know yet "
-            f"({foreign or 'rotary positions as in EVA-02'}). It was refused rather than computed wrongly."
+            f"{source} is {name or 'a network'} with parts that this layout's reader does not know yet ({reason}). "
+            "It was refused rather than computed wrongly."
         )
 
 
@@ -174,7 +177,7 @@ def _config(
         prefix_positions=placed,
         relative_bias=relative,  # type: ignore[arg-type]
         norm="layer" if "norm1.bias" in block else "rms",
-        norm_eps=1e-5 if re.search(r"_clip_|aimv2|beit3", name) else 1e-6,
+        norm_eps=1e-5 if re.search(r"^vit_.*_clip_|aimv2|beit3", name) else 1e-6,
         norm_placement="res_post" if "_rpn_" in name else "pre",
         stem_norm="norm_pre.weight" in tensors,
         final_norm=final_norm,
@@ -190,7 +193,12 @@ def _config(
     )
     if architecture is None:
         return config
-    said = ("norm_eps", "norm_placement", "activation")
+    if architecture.width != width:
+        raise CheckpointError(
+            f"The file's tokens have {width} channels, those of the architecture that was named {architecture.width}. "
+            "Name another."
+        )
+    said = ("norm_eps", "norm_placement", "activation", "pool_prefix")
     return replace(config, **{field: getattr(architecture, field) for field in said})
 
 
@@ -260,7 +268,7 @@ def _pool(
 
 def _positions(tensors: Tensors, told: dict[str, Any], patch: tuple[int, int], prefix: int) -> tuple[tuple[int, int], int]:
     """Height and width the positions are made for, and how many of the tokens before the patches have one."""
-    said = (told.get("model_args") or {}).get("img_size") or (told.get("pretrained_cfg") or {}).get("input_size")
+    said = (told.get("model_args") or {}).get("img_size") or _pretrained(told).get("input_size")
     size = (said, said) if isinstance(said, int) else tuple(said[-2:]) if said else None
     biases = next((tensors[key] for key in tensors if key.endswith("relative_position_bias_table")), None)
     if "pos_embed" not in tensors:
@@ -279,6 +287,11 @@ def _positions(tensors: Tensors, told: dict[str, Any], patch: tuple[int, int], p
         f"pos_embed has {count} rows: no square grid of patches, and config.json says no input_size that fits. "
         "Put the config.json it was published with beside the file."
     )
+
+
+def _pretrained(told: dict[str, Any]) -> dict[str, Any]:
+    """What the publisher says of the pictures: under a name of its own, or, in timm's first years, beside the rest."""
+    return told.get("pretrained_cfg") or (told if "input_size" in told else {})
 
 
 def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ _IN_MEMORY_MLP = [(r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", "
 
 def _recognises(files: Files) -> bool:
     if "model_type" in files.config:
-        return files.config["model_type"] in _TYPES
+        return str(files.config["model_type"]) in _TYPES
     return any("embeddings.patch_embeddings" in name for name in files.tensors)
 
 
@@ -107,7 +107,7 @@ def _disk_names(tensors: Tensors, model_type: str) -> Tensors:
     spellings = _IN_MEMORY + ([] if model_type in (*_DINOV2, "dinov3_vit") else _IN_MEMORY_MLP)
     names = {}
     for name in tensors:
-        spelled = name.removeprefix(prefix)
+        spelled = name.removeprefix(prefix).removeprefix("model.")
         if model_type != "dinov3_vit" and not name.startswith("decoder."):
             for pattern, replacement in spellings:
                 spelled = re.sub(pattern, replacement, spelled)
@@ -125,22 +125,22 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
     """Our configuration from transformers'; what the tensors show is not asked of the file."""
     defaults = _defaults(model_type)
     value: Callable[[str], Any] = lambda name: told.get(name, defaults.get(name))  # noqa: E731
-    width = int(value("hidden_size"))
+    width = _whole(value("hidden_size"))
     activation = value("hidden_act")
     if activation not in _ACTIVATIONS:
         raise UnknownNameError("activation (hidden_act in config.json)", activation, _ACTIVATIONS)
     head = next((name for name in ("classifier.weight", "cls_classifier.weight") if name in tensors), None)
     beit, dinov2, dinov3 = model_type in _BEIT, model_type in _DINOV2, model_type == "dinov3_vit"
     swiglu = bool(value("use_swiglu_ffn") or value("use_gated_mlp"))
-    ratio_width = width * int(value("mlp_ratio") or 4)
+    ratio_width = width * _whole(value("mlp_ratio") or 4)
     base = ViTConfig(
         image_size=_pair(value("image_size")),
         patch_size=_pair(value("patch_size")),
-        channels=int(value("num_channels")),
+        channels=_whole(value("num_channels")),
         width=width,
-        depth=int(value("num_hidden_layers")),
-        heads=int(value("num_attention_heads")),
-        mlp_width=int(value("intermediate_size") or ratio_width),
+        depth=_whole(value("num_hidden_layers")),
+        heads=_whole(value("num_attention_heads")),
+        mlp_width=_whole(value("intermediate_size") or ratio_width),
         num_classes=tensors[head].shape[0] if head else 0,
         activation=_ACTIVATIONS[activation],
         norm_eps=float(value("layer_norm_eps")),
@@ -178,7 +178,7 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
             layer_scale=float(value("layerscale_value")),
             mlp="swiglu" if swiglu else "plain",
             mlp_width=gated if swiglu else ratio_width,
-            registers=int(value("num_register_tokens") or 0) if model_type == "dinov2_with_registers" else 0,
+            registers=_whole(value("num_register_tokens") or 0) if model_type == "dinov2_with_registers" else 0,
             pool="class_and_mean" if head else "class",
             position_antialias=model_type == "dinov2_with_registers",
         )
@@ -189,7 +189,7 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
             )
         return replace(
             base,
-            registers=int(value("num_register_tokens")),
+            registers=_whole(value("num_register_tokens")),
             position="none",
             prefix_positions=0,
             rotary=True,
@@ -489,6 +489,12 @@ def _sizes_agree(config: ViTConfig, model_type: str) -> bool:
     if config.mlp == "swiglu":
         return config.mlp_width == (int(config.width * 4 * 2 / 3) + 7) // 8 * 8
     return config.mlp_width % config.width == 0
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or int(number) != number:
+        raise CheckpointError(f"config.json has {number!r} where a whole number belongs.")
+    return int(number)
 
 
 def _pair(size: Any) -> tuple[int, int]:

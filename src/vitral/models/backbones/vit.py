@@ -33,6 +33,26 @@ from vitral.models.record import Record
 __all__ = ["PAPERS", "VARIANTS", "ViT", "ViTConfig"]
 
 
+# From least to most; what is beyond no machine could build, and a file that asks for it is refused at once.
+_RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (1, 100_000),
+    "patch_size": (1, 10_000),
+    "channels": (1, 10_000),
+    "width": (1, 100_000),
+    "depth": (1, 1_000),
+    "heads": (1, 10_000),
+    "mlp_width": (1, 1_000_000),
+    "num_classes": (0, 10_000_000),
+    "registers": (0, 10_000),
+    "rotary_base": (1e-6, 1e12),
+    "norm_eps": (0, 1),
+    "layer_scale": (-1e6, 1e6),
+    "representation": (1, 100_000),
+    "dropout": (0, 1),
+    "drop_path": (0, 1),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
     """Everything that tells one vision transformer from another.
@@ -114,10 +134,11 @@ class ViTConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        positive = ("channels", "width", "depth", "heads", "mlp_width")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; {getattr(self, name)} came.")
+        for field, (low, high) in _RANGES.items():
+            values = getattr(self, field)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None and not low <= value <= high:
+                    raise UsageError(f"{field} must be from {low} to {high}; {values} came.")
         if self.width % self.heads:
             raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}.")
         if min(self.grid) < 1:
