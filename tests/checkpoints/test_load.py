@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.checkpoints.folders import json_of, state_of, vit_folder, write_state
+from tests.checkpoints.folders import state_of, vit_folder, write_state
 
 import vitral
 from vitral.checkpoints.load import LAYOUTS, load_model
