@@ -55,7 +55,7 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        self.nearest = tuple(difflib.get_close_matches(str(name), self.known, n=3, cutoff=0.5))
+        self.nearest = tuple(_nearest(str(name), self.known))
         if self.nearest:
             advice = f"Did you mean {' or '.join(repr(near) for near in self.nearest)}?"
         elif len(self.known) <= 12:
@@ -139,3 +139,9 @@ class MissingExtraError(VitralError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is needed to {purpose}. Install it with: pip install 'vitral[{extra}]'")
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> list[str]:
+    """Up to three known names that look like this one, whatever their case."""
+    lowered = {one.lower(): one for one in known}
+    return [lowered[near] for near in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.checkpoints.folders import change, json_of, refusal, state_of, vit_folder, write_state
 
+from tests.checkpoints.folders import change, json_of, refusal, state_of, vit_folder, write_state
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
 from vitral.errors import CheckpointError, HubError, MismatchError, UnknownNameError, UsageError, VitralError
@@ -547,6 +547,12 @@ def test_a_hub_id_that_escapes_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     for name in ("../../etc/passwd", "a/b/c", "https://example.org/model", "~nobody/x y"):
         assert "not the form of a Hub id" in refusal(name, CheckpointError)
+
+
+@pytest.mark.parametrize("name", ["./modle", "../modle"])
+def test_a_misspelt_relative_path_is_no_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal(name, CheckpointError)
 
 
 def test_errors_are_the_builtin_ones_too(folder: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.checkpoints.folders import state_of, vit_folder, write_state
 
 import vitral
+from tests.checkpoints.folders import state_of, vit_folder, write_state
 from vitral.checkpoints.load import LAYOUTS, load_model
 from vitral.checkpoints.save import save_model
 from vitral.errors import UnknownNameError

@@ -12,11 +12,11 @@ import timm
 import torch
 import transformers as hf
 from PIL import Image
-from tests.checkpoints.folders import vit_folder
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 from torch import Tensor
 
+from tests.checkpoints.folders import vit_folder
 from vitral.base.image import read_picture
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.preprocessing import evaluation, from_timm, from_transformers, to_timm, to_transformers

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoints.folders import json_of, state_of
 from torch import nn
 
+from tests.checkpoints.folders import json_of, state_of
 from vitral.checkpoints import save
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
@@ -84,6 +84,14 @@ def test_a_save_in_another_layout_is_what_is_read(first: str, second: str, tmp_p
     save_model(network(num_classes=9), tmp_path, layout=second)
     assert load_model(tmp_path).config.num_classes == 9
     assert not ((tmp_path / "vitral.json").exists() and (tmp_path / "config.json").exists())
+
+
+@pytest.mark.parametrize("layout", ["vitral", "timm"])
+def test_a_json_file_that_is_no_checkpoints_is_left(layout: str, tmp_path: Path) -> None:
+    name = "config.json" if layout == "vitral" else "preprocessor_config.json"
+    (tmp_path / name).write_text('{"port": 8080}')
+    save_model(network(), tmp_path, layout=layout)
+    assert (tmp_path / name).read_text() == '{"port": 8080}'
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:

@@ -78,3 +78,17 @@ def test_layer_scale_is_a_gain_per_channel() -> None:
     with torch.no_grad():
         scale.gain.copy_(torch.arange(4.0))
     assert torch.equal(scale(x)[..., 3], 3 * x[..., 3])
+
+
+@pytest.mark.parametrize("network", [Mlp(8, 16), SwiGLU(8, 16)], ids=["plain", "gated"])
+def test_a_watcher_of_the_hidden_layer_keeps_what_it_saw(network: nn.Module) -> None:
+    hidden = network.up if isinstance(network, Mlp) else network.gate_up
+    seen: list[torch.Tensor] = []
+    handle = hidden.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        watched = network.eval()(x)
+        handle.remove()
+        expected = hidden(x)
+        assert torch.equal(watched, network(x))
+    assert torch.equal(seen[0], expected)

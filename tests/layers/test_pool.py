@@ -12,19 +12,18 @@ from torch import nn
 from vitral.layers.pool import AttentionPool
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_attention_pooling_is_timms(qkv_bias: bool, norm: str) -> None:
-    ours = AttentionPool(32, 4, 48, norm=norm, qkv_bias=qkv_bias)
+def test_attention_pooling_is_timms(norm: str) -> None:
+    ours = AttentionPool(32, 4, 48, norm=norm)
     kind = {"layer": partial(nn.LayerNorm, eps=1e-6), "rms": partial(RmsNorm, eps=1e-6)}[norm]
-    theirs = AttentionPoolLatent(32, num_heads=4, mlp_ratio=1.5, qkv_bias=qkv_bias, norm_layer=kind).eval()
+    theirs = AttentionPoolLatent(32, num_heads=4, mlp_ratio=1.5, norm_layer=kind).eval()
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_(0.1, 0.3)
     state = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     copied = {"latent": state["query"], "norm.weight": state["norm.weight"]}
-    for part in ("weight", "bias") if qkv_bias else ("weight",):
-        copied |= {f"q.{part}": state[f"qkv.{part}"][:32], f"kv.{part}": state[f"qkv.{part}"][32:]}
+    for part in ("weight", "bias"):
+        copied |= {f"q.{part}": state[f"query_projection.{part}"], f"kv.{part}": state[f"key_value.{part}"]}
     if norm == "layer":
         copied["norm.bias"] = state["norm.bias"]
     for their, our in {"proj": "projection", "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}.items():

@@ -85,7 +85,7 @@ def test_relative_biases_on_any_grid_are_beits(grid: tuple[int, int]) -> None:
 def test_rotary_angles_are_dinov3s(grid: tuple[int, int], base: float) -> None:
     config = DINOv3ViTConfig(hidden_size=64, num_attention_heads=2, patch_size=8, image_size=32, rope_theta=base)
     theirs = DINOv3ViTRopePositionEmbedding(config).eval()
-    cos, sin = Rotary2d(32, base)(grid)
+    cos, sin = Rotary2d(32, base)(grid, torch.zeros(1))
     their_cos, their_sin = theirs(torch.zeros(1, 3, grid[0] * 8, grid[1] * 8))
     torch.testing.assert_close(cos, their_cos)
     torch.testing.assert_close(sin, their_sin)
@@ -96,8 +96,17 @@ def test_what_is_kept_from_an_inference_serves_a_training_step() -> None:
     bias = RelativeBias(grid, 2)
     with torch.inference_mode():
         bias(grid)
-        Rotary2d(8)(grid)
+        Rotary2d(8)(grid, torch.zeros(1))
     bias(grid).sum().backward()
     assert bias.table.grad is not None
-    cos, _ = Rotary2d(8)(grid)
+    cos, _ = Rotary2d(8)(grid, torch.zeros(1))
     (torch.ones(1, requires_grad=True) * cos).sum().backward()
+
+
+def test_what_is_kept_from_shapes_without_numbers_serves_real_ones() -> None:
+    grid = (6, 5)
+    with torch.device("meta"):
+        RelativeBias(grid, 2)(grid)
+        Rotary2d(8)(grid, torch.zeros(1))
+    assert not RelativeBias(grid, 2)(grid).is_meta
+    assert not Rotary2d(8)(grid, torch.zeros(1))[0].is_meta

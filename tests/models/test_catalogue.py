@@ -73,9 +73,9 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "mae_h14": ("vit_huge_patch14_224", {"global_pool": "avg", "num_classes": 1000}),
     "dino_s8": ("vit_small_patch8_224", {"num_classes": 0}),
     "dino_b16": ("vit_base_patch16_224", {"num_classes": 0}),
-    "clip_b16": ("vit_base_patch16_clip_quickgelu_224", {"num_classes": 1000}),
-    "clip_b32": ("vit_base_patch32_clip_quickgelu_224", {"num_classes": 1000}),
-    "clip_l14": ("vit_large_patch14_clip_quickgelu_224", {"num_classes": 1000}),
+    "clip_b16": ("vit_base_patch16_clip_quickgelu_224", {"num_classes": 0}),
+    "clip_b32": ("vit_base_patch32_clip_quickgelu_224", {"num_classes": 0}),
+    "clip_l14": ("vit_large_patch14_clip_quickgelu_224", {"num_classes": 0}),
     "siglip_b16": ("vit_base_patch16_siglip_256", {"num_classes": 0}),
     "siglip_l16": ("vit_large_patch16_siglip_256", {"num_classes": 0}),
 }

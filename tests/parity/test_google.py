@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tests.parity.peers import assert_same, bits, load, pictures
 from torch import nn
 
+from tests.parity.peers import assert_same, bits, load, pictures
 from vitral.checkpoints.save import save_model
 from vitral.errors import CheckpointError, MismatchError
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tests.parity.peers import assert_same, load, pictures, randomised
 from torch import Tensor, nn
 
+from tests.parity.peers import assert_same, load, pictures, randomised
 from vitral.layers.position import sinusoids_2d
 
 

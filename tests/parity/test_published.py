@@ -9,8 +9,8 @@ import timm
 import torch
 import transformers
 from safetensors.torch import load_file
-from tests.parity.peers import assert_same, bits, load, pictures
 
+from tests.parity.peers import assert_same, bits, load, pictures
 from vitral.checkpoints.save import save_model
 from vitral.models.backbones.vit import ViT
 

@@ -11,13 +11,14 @@ import pytest
 import timm
 import torch
 import transformers as hf
-from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from timm.models import save_for_hf
 from torch import nn
 
+from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from vitral.checkpoints.save import save_model
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
 from vitral.models.backbones.vit import ViT
+from vitral.models.catalogue import create_model
 
 SMALL = {"img_size": 64, "patch_size": 16, "depth": 2, "num_classes": 7}
 NARROW = {"embed_dim": 64, "num_heads": 4}
@@ -164,10 +165,6 @@ def test_a_bare_state_dictionary_with_the_architecture_named(case: Case, wrap: d
     for key, prefix in wrap.items():
         state = {key: {f"{prefix}{name}": tensor for name, tensor in state.items()}, "epoch": 3, "optimizer": {}}
     torch.save(state, tmp_path / "weights.pth")
-    if case.name == "vit, oblong":
-        with pytest.raises(CheckpointError, match=r"pos_embed has 19 rows: no square grid of patches"):
-            load(tmp_path / "weights.pth", architecture=case.ours.config)
-        return
     bare = load(tmp_path / "weights.pth", architecture=case.ours.config)
     pixels = pictures(*case.ours.config.image_size)
     out, expected = bare(pixels), case.ours(pixels)
@@ -185,6 +182,20 @@ def test_a_guess_is_noted(tmp_path: Path) -> None:
     named = load(tmp_path / "weights.pth", architecture="vit_ti16")
     assert named.record.notes == ()
     assert_same(named(pictures(64, 64)).logits, theirs(pictures(64, 64)))
+
+
+def test_an_oblong_grid_of_square_number_is_taken_from_the_named_architecture(tmp_path: Path) -> None:
+    options = {"img_size": (48, 80)}  # 3 · 5 patches and a class token: as many rows as 4 · 4 patches
+    theirs = randomised(timm.create_model("vit_tiny_patch16_224", **{**SMALL, **options}))
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    named = create_model("vit_ti16", image_size=(48, 80), depth=2, num_classes=7).config
+    assert load(tmp_path / "weights.pth", architecture=named).config.grid == (3, 5)
+
+
+def test_labels_by_number_are_read(tmp_path: Path) -> None:
+    theirs = randomised(timm.create_model("vit_tiny_patch16_224", **SMALL))
+    save_for_hf(theirs, tmp_path, model_config={"label_names": {i: f"n{i}" for i in range(7)}}, model_args=SMALL)
+    assert load(tmp_path).record.labels == tuple(f"n{index}" for index in range(7))
 
 
 def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from torch import nn
 
+from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.save import save_model
 from vitral.checkpoints.vit.torchvision import LAYOUT

@@ -13,9 +13,9 @@ import timm
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from torch import Tensor, nn
 
+from tests.parity.peers import assert_same, bits, load, pictures, randomised
 from vitral.checkpoints.save import save_model
 from vitral.errors import UsageError
 from vitral.models.backbones.vit import ViT

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from PIL import Image
 
 from vitral.base.draw import draw_bars
+from vitral.base.frame import Frame, Seen
 from vitral.base.image import read_picture
-from vitral.errors import UsageError
+from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
-from vitral.tasks.classification import Classification, decode, scores_of
+from vitral.tasks.classification import Classification, Options, decode, scores_of
 
 LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.5]])
 RECORD = Record(labels=("cat", "dog", "owl"))
@@ -22,10 +24,14 @@ def output(logits: torch.Tensor) -> EncoderOutput:
     return EncoderOutput(torch.zeros(2, 1, 4), (0, 0), 1, torch.zeros(2, 4), logits, (logits,))
 
 
+def frame(height: int, width: int) -> Frame:
+    return Frame(picture=(height, width), input=(8, 8))
+
+
 @pytest.fixture
 def answer() -> Classification:
     picture = read_picture(np.full((20, 30, 3), 200, np.uint8))
-    return decode(output(LOGITS), [("one", (20, 30), picture), ("two", (5, 5), None)], RECORD)[0]
+    return decode(output(LOGITS), [Seen("one", frame(20, 30), picture), Seen("two", frame(5, 5))], RECORD)[0]
 
 
 def test_scores_are_the_closed_forms() -> None:
@@ -82,5 +88,17 @@ def test_a_bar_is_as_long_as_its_score() -> None:
 
 
 def test_names_of_classes_nobody_named() -> None:
-    answers = decode(output(LOGITS), [("one", (1, 1), None), ("two", (1, 1), None)], Record(), top_k=1)
+    seen = [Seen("one", frame(1, 1)), Seen("two", frame(1, 1))]
+    answers = decode(output(LOGITS), seen, Record(), Options(top_k=1))
     assert [answer.labels for answer in answers] == [("LABEL_1",), ("LABEL_0",)]
+
+
+def test_options_out_of_range_are_refused() -> None:
+    unchecked = inspect.unwrap(Options.__init__)
+    for options, error in (
+        ({"top_k": 0}, UsageError),
+        ({"top_k": True}, UsageError),
+        ({"function": "sofmax"}, UnknownNameError),
+    ):
+        with pytest.raises(error):
+            unchecked(Options.__new__(Options), **options)

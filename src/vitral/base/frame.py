@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from vitral.base.image import Picture
 from vitral.errors import UsageError
 
-__all__ = ["Frame"]
+__all__ = ["Frame", "Seen"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,3 +69,18 @@ class Frame:
         """Boxes (x0, y0, x1, y1) of the picture, in pixels, as boxes of the model's input; not clipped to it."""
         boxes = np.asarray(boxes_xyxy)
         return self.to_input(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A picture as the model saw it: what a decoding needs to speak of the original.
+
+    Attributes:
+        name: the picture's path, address or description.
+        frame: the way from the model's input back to the picture; `frame.picture` is the picture's size.
+        picture: the picture itself, where it was kept.
+    """
+
+    name: str
+    frame: Frame
+    picture: Picture | None = None

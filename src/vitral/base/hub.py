@@ -9,7 +9,7 @@ from vitral.errors import HubError
 
 __all__ = ["fetch_repository", "looks_like_repository"]
 
-_ID = re.compile(r"(?:hf-hub:|hf_hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_ID = re.compile(r"(?:hf-hub:|hf_hub:)?(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _FILES = ["*.json", "*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
 

@@ -23,7 +23,7 @@ from vitral.base.hub import fetch_repository, looks_like_repository
 from vitral.checkpoints.table import Tensors
 from vitral.errors import CheckpointError
 
-__all__ = ["Files", "open_files", "read_processor", "write_json"]
+__all__ = ["Files", "open_files", "read_json", "read_processor", "write_json"]
 
 _WEIGHTS = (
     "model.safetensors",
@@ -114,9 +114,9 @@ def _open_file(path: Path, source: str, folder: Path) -> Files:
         source=source,
         tensors=tensors,
         kind=kind,
-        config=_read_json(folder / "config.json"),
-        preprocessor=_read_json(folder / "preprocessor_config.json"),
-        native=_read_json(folder / "vitral.json"),
+        config=read_json(folder / "config.json"),
+        preprocessor=read_json(folder / "preprocessor_config.json"),
+        native=read_json(folder / "vitral.json"),
     )
 
 
@@ -149,7 +149,7 @@ class _Safetensors(Mapping[str, Tensor]):
 
 
 def _open_shards(index: Path) -> Tensors:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index.name} has no weight_map from tensor names to file names.")
     paths = [index.parent / Path(name).name for name in sorted(set(weight_map.values()))]
@@ -210,13 +210,18 @@ def read_processor(folder: str | Path) -> dict[str, Any]:
     path = Path(folder).expanduser()
     if not path.exists() and looks_like_repository(str(folder)):
         path = fetch_repository(str(folder))
-    content = _read_json(path if path.is_file() else path / "preprocessor_config.json")
+    content = read_json(path if path.is_file() else path / "preprocessor_config.json")
     if not content:
         raise CheckpointError(f"{folder} holds no preprocessor_config.json.")
     return content
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+        CheckpointError: it is not readable JSON, or no object.
+    """
     if not path.is_file():
         return {}
     try:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from vitral.base.labels import imagenet1k_labels
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.table import Row, Tensors
 from vitral.models.record import Record
 
-__all__ = ["Layout", "Plan", "Written"]
+__all__ = ["Layout", "Plan", "Written", "usual_labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,14 @@ class Plan:
     advice: str = ""
 
 
+def usual_labels(record: Record, num_classes: int) -> Record:
+    """A record with ImageNet-1k's labels where the file has a thousand classes and, as its publisher does, names none."""
+    if record.labels or num_classes != 1000:
+        return record
+    note = "The file names no classes; as there are 1000, ImageNet-1k's names are given."
+    return replace(record, labels=imagenet1k_labels(), notes=(*record.notes, note))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """A model in a foreign layout.
@@ -60,12 +69,14 @@ class Layout:
 
     Attributes:
         name: what users call it.
+        network: the family of networks it holds; None for any.
         recognises: whether files are of this layout, judged by their content.
         plan: how to read them. Its second argument is the configuration of the architecture the user named, or None.
         compose: how to write a model, or None where nobody needs the layout written.
     """
 
     name: str
+    network: type[nn.Module] | None
     recognises: Callable[[Files], bool]
     plan: Callable[[Files, Any], Plan]
     compose: Callable[[nn.Module], Written] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from vitral.base.labels import imagenet1k_labels
 from vitral.checkpoints import native
 from vitral.checkpoints.files import Files, open_files
 from vitral.checkpoints.layout import Layout, Plan
@@ -22,10 +22,6 @@ __all__ = ["LAYOUTS", "load_model"]
 
 LAYOUTS: tuple[Layout, ...] = (native.LAYOUT, transformers.LAYOUT, timm.LAYOUT, torchvision.LAYOUT, google.LAYOUT)
 """Every layout we read, in the order they are tried."""
-
-
-# Their published classifiers are ImageNet's and do not say so; transformers' files name their classes, if only LABEL_7.
-_IMAGENET_BY_DEFAULT = ("timm", "torchvision", "google")
 
 
 def load_model(source: str | Path, architecture: Any = None, num_classes: int | None = None) -> nn.Module:
@@ -51,24 +47,33 @@ def load_model(source: str | Path, architecture: Any = None, num_classes: int | 
     if num_classes is not None and num_classes < 0:
         raise UsageError(f"num_classes must be 0 or more; {num_classes} came.")
     files = open_files(source)
-    plan = _plan(files, _configuration(architecture))
+    named = _configuration(architecture)
+    plan = _plan(files, named)
+    if named is not None:
+        _agree(named, plan.config)
     with torch.device("meta"):
         model = cast(Any, plan.build(plan.config))
     dropped = fill(model, plan.rows, plan.tensors, source=files.source, ignored=plan.ignored, advice=plan.advice)
     notes = plan.record.notes
     if dropped:
         notes += (f"Left out on purpose, being no part of the encoder: {', '.join(sorted(dropped))}.",)
-    labels = plan.record.labels
-    if not labels and plan.config.num_classes == 1000 and plan.record.layout in _IMAGENET_BY_DEFAULT:
-        labels, notes = (
-            imagenet1k_labels(),
-            (*notes, "The file names no classes; as there are 1000, ImageNet-1k's names are given."),
-        )
+    model.record = replace(plan.record, notes=notes)
     if num_classes is not None and num_classes != plan.config.num_classes:
         model.reset_head(num_classes)
-        labels = ()
-    model.record = replace(plan.record, labels=labels, notes=notes)
     return cast(nn.Module, model.eval())
+
+
+def _agree(architecture: Any, config: Any) -> None:
+    """Refuse files whose network is not the one the user named. Depth and patch may differ: people train shallower ones."""
+    if type(architecture) is not type(config):
+        raise CheckpointError(
+            f"The files hold a {type(config).__name__}; the architecture named is a {type(architecture).__name__}."
+        )
+    if architecture.width != config.width:
+        raise CheckpointError(
+            f"The file's tokens have {config.width} channels, those of the named architecture "
+            f"{architecture.width}. Name another."
+        )
 
 
 def _plan(files: Files, architecture: Any) -> Plan:
@@ -95,8 +100,10 @@ def _plan(files: Files, architecture: Any) -> Plan:
 
 
 def _configuration(architecture: Any) -> Any:
-    if not isinstance(architecture, str):
+    if architecture is None or dataclasses.is_dataclass(architecture):
         return architecture
+    if not isinstance(architecture, str):
+        raise UsageError(f"architecture must be a name of the catalogue or a configuration; {architecture!r} came.")
     if architecture not in CATALOGUE:
         raise UnknownNameError("architecture", architecture, CATALOGUE)
     return CATALOGUE[architecture].config

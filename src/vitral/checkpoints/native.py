@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from vitral.base.config import restored
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
 from vitral.checkpoints.table import Row, same
@@ -20,7 +20,6 @@ from vitral.models.record import Record
 __all__ = ["LAYOUT"]
 
 _FORMAT = 1
-_T = TypeVar("_T")
 
 
 def _recognises(files: Files) -> bool:
@@ -36,8 +35,8 @@ def _plan(files: Files, architecture: Any) -> Plan:
     if told["network"] not in NETWORKS:
         raise UnknownNameError("network in vitral.json", told["network"], NETWORKS)
     network = NETWORKS[told["network"]]
-    config: Any = _restored(network.config, told.get("config"), "config")
-    record = _restored(Record, {**told.get("record", {}), "source": files.source}, "record")
+    config: Any = restored(network.config, told.get("config"), "config", "vitral.json")
+    record = restored(Record, {**told.get("record", {}), "source": files.source}, "record", "vitral.json")
     return Plan(
         build=network.build,
         config=config,
@@ -49,7 +48,7 @@ def _plan(files: Files, architecture: Any) -> Plan:
 
 def _identity(build: Callable[[Any], nn.Module], config: Any) -> list[Row]:
     with torch.device("meta"):
-        return [same(name, name) for name, _ in build(config).named_parameters()]
+        return [same(name, name) for name in build(config).state_dict()]
 
 
 def _compose(model: nn.Module) -> Written:
@@ -63,50 +62,9 @@ def _compose(model: nn.Module) -> Written:
     }
     return Written(
         model=model,
-        rows=[same(name, name) for name, _ in model.named_parameters()],
+        rows=[same(name, name) for name in model.state_dict()],
         documents={"vitral.json": described},
     )
 
 
-def _restored(kind: type[_T], told: Any, where: str) -> _T:
-    """A frozen dataclass from JSON, every field's name and type checked.
-
-    Raises:
-        UnknownNameError: a field that the class does not have.
-        CheckpointError: a value of another type than the field's.
-    """
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{where} in vitral.json should be an object, not {told!r}.")
-    hints = get_type_hints(kind)
-    known = [field.name for field in fields(cast(Any, kind))]
-    for name in told:
-        if name not in known:
-            raise UnknownNameError(f"entry of {where} in vitral.json", name, known)
-    return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in told.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type an annotation asks for: tuples from lists, dataclasses from objects."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _value(next(arg for arg in args if arg is not type(None)), value, where)
-    if is_dataclass(hint):
-        return _restored(cast(type, hint), value, where)
-    if origin is tuple and isinstance(value, list):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(kinds) == len(value):
-            return tuple(_value(kind, item, where) for kind, item in zip(kinds, value, strict=True))
-    if origin is Literal:
-        if value in args:
-            return value
-        raise UnknownNameError(f"value of {where} in vitral.json", value, [str(arg) for arg in args])
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    raise CheckpointError(f"{where} in vitral.json is {value!r}; expected {getattr(hint, '__name__', hint)}.")
-
-
-LAYOUT = Layout(name="vitral", recognises=_recognises, plan=_plan, compose=_compose)
+LAYOUT = Layout(name="vitral", network=None, recognises=_recognises, plan=_plan, compose=_compose)

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from vitral.checkpoints.files import write_json
+from vitral.checkpoints.files import read_json, write_json
 from vitral.checkpoints.load import LAYOUTS
 from vitral.checkpoints.table import foreign_state
-from vitral.errors import UnknownNameError, UsageError
+from vitral.errors import CheckpointError, UnknownNameError, UsageError
 
 __all__ = ["save_model"]
 
@@ -41,14 +41,18 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
         UsageError: the layout has no way to state this model; nothing is written.
         OSError: the disk is full, or the directory cannot be written to.
     """
-    writers = {candidate.name: candidate.compose for candidate in LAYOUTS if candidate.compose}
+    writers = dict.fromkeys(one.name for one in LAYOUTS if one.compose)
     if layout not in writers:
         raise UnknownNameError("layout to write", layout, writers)
     if not hasattr(model, "record"):
         raise UsageError(
             f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
         )
-    written = writers[layout](model)
+    fitting = (one.compose for one in LAYOUTS if one.name == layout and isinstance(model, one.network or nn.Module))
+    compose = next(fitting, None)
+    if compose is None:
+        raise UsageError(f"A {type(model).__name__} has no form in the layout of {layout}. Use layout='vitral'.")
+    written = compose(model)
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file; a directory was expected.")
@@ -66,7 +70,17 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
         for name in (*written.documents, "model.safetensors"):
             os.replace(staging / name, directory / name)  # noqa: PTH105 - atomic within a file system
         for name in _DOCUMENTS - set(written.documents):
-            (directory / name).unlink(missing_ok=True)  # of an earlier save in another layout: it would be believed
+            if _describes_weights(directory / name):  # those that were just replaced: it would be believed
+                (directory / name).unlink()
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return directory
+
+
+def _describes_weights(path: Path) -> bool:
+    """Whether a file is a checkpoint's description, and not one of the user's own of the same name."""
+    try:
+        told = read_json(path)
+    except CheckpointError:
+        return False
+    return bool(told.keys() & {"model_type", "architecture", "network", "image_processor_type", "feature_extractor_type"})

@@ -91,7 +91,7 @@ def fill(
         MismatchError: a tensor is missing, unexpected or misshaped; the model is untouched.
         CheckpointError: a tensor is not made of floating-point numbers, or holds one that is not finite.
     """
-    targets = dict(model.named_parameters())
+    targets = model.state_dict(keep_vars=True)
     state: dict[str, Tensor] = {}
     missing: list[tuple[str, tuple[int, ...]]] = []
     misshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
@@ -108,24 +108,30 @@ def fill(
                 misshaped.append((name, tuple(tensors[name].shape), shape))
             fits = fits and name in tensors and tuple(tensors[name].shape) == shape
         if fits:
-            state[row.ours] = _checked(row.read([tensors[name] for name in row.theirs]), row.theirs[0], source)
+            state[row.ours] = _checked(row.read([tensors[name] for name in row.theirs]), target, row.theirs[0], source)
     left = [name for name in tensors if name not in used]
     dropped = [name for name in left if any(re.fullmatch(pattern, name) for pattern in ignored)]
     unexpected = [(name, tuple(tensors[name].shape)) for name in left if name not in set(dropped)]
     if missing or unexpected or misshaped:
         raise MismatchError(source, missing=missing, unexpected=unexpected, misshaped=misshaped, advice=advice)
     model.load_state_dict(state, strict=True, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    stranded = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    if stranded:
+        raise CheckpointError(
+            f"{', '.join(stranded)} of the model is in no file; a network computes such buffers when it runs."
+        )
     return dropped
 
 
-def _checked(tensor: Tensor, name: str, source: str) -> Tensor:
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{name} in {source} holds {tensor.dtype}; weights are floating-point numbers.")
+def _checked(tensor: Tensor, target: Tensor, name: str, source: str) -> Tensor:
+    """A tensor fit for the place of `target`: dense and finite; in single precision, or counting if the place counts."""
+    if tensor.is_floating_point() != target.is_floating_point():
+        raise CheckpointError(f"{name} in {source} holds {tensor.dtype}; its place in the model holds {target.dtype}.")
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "no numbers" if tensor.is_meta else f"its numbers as {tensor.layout}"
         raise CheckpointError(f"{name} in {source} holds {kind}; plain, dense numbers were expected.")
+    if not tensor.is_floating_point():
+        return tensor.contiguous()
     tensor = tensor.float()
     # The sum is several times cheaper than a look at every number, and finite whenever all is well.
     if not math.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
@@ -135,7 +141,7 @@ def _checked(tensor: Tensor, name: str, source: str) -> Tensor:
 
 def foreign_state(model: nn.Module, rows: Iterable[Row]) -> dict[str, Tensor]:
     """A model's weights under the names of a foreign layout."""
-    parameters = dict(model.named_parameters())
+    parameters = model.state_dict()
     state: dict[str, Tensor] = {}
     for row in rows:
         parts = row.write(parameters[row.ours].detach().cpu())

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from vitral.base.config import check_choices
 from vitral.base.frame import Frame
 from vitral.base.image import MAX_PIXELS, Picture
-from vitral.errors import PictureError, UnknownNameError, UsageError
+from vitral.errors import PictureError, UsageError
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -95,10 +96,7 @@ class Preprocessing:
     scale: float = 1 / 255
 
     def __post_init__(self) -> None:
-        kinds = {"resize": Resize, "interpolation": Interpolation, "crop_rounding": CropRounding, "resizer": Resizer}
-        for field, known in kinds.items():
-            if getattr(self, field) not in get_args(known):
-                raise UnknownNameError(f"{field} of a Preprocessing", getattr(self, field), get_args(known))
+        check_choices(self)
         for field, pair in (("size", self.size), ("crop", self.crop or (1, 1))):
             if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
                 raise UsageError(f"{field} of a Preprocessing must be (height, width) in whole pixels, but is {pair!r}.")

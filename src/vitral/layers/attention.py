@@ -15,11 +15,9 @@ from torch import Tensor, nn
 
 from vitral.layers.linear import Linear
 from vitral.layers.norm import Norm, norm_layer
+from vitral.layers.position import Rotation, rotate
 
-__all__ = ["Rotation", "ScaledDotProduct", "SelfAttention", "rotate"]
-
-Rotation = tuple[Float[Tensor, "p k"], Float[Tensor, "p k"]]
-"""Cosines and sines of one angle per patch and head channel, as `layers.position.Rotary2d` gives them."""
+__all__ = ["ScaledDotProduct", "SelfAttention"]
 
 
 class ScaledDotProduct(nn.Module):
@@ -47,30 +45,15 @@ class ScaledDotProduct(nn.Module):
         )
 
 
-def rotate(x: Float[Tensor, "b h n k"], rotation: Rotation) -> Float[Tensor, "b h n k"]:
-    """Turn the last p of n tokens by the angles of their patches; tokens before them (class, registers) stay.
-
-    Channel c is paired with channel c + k/2 (Su et al. 2021, RoFormer, equation 34, in the half-split order that
-    DINOv3 uses).
-    """
-    cos, sin = (angles.to(x) for angles in rotation)
-    prefix, patches = x.split([x.shape[-2] - cos.shape[0], cos.shape[0]], dim=-2)
-    first, second = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
-    return torch.cat([prefix, turned], dim=-2)
-
-
 class SelfAttention(nn.Module):
     """Tokens attending to each other, with one fused projection for queries, keys and values.
 
     Args:
         width: channels d of a token.
         heads: number of heads h.
-        head_width: channels k of a head; d/h unless told.
         qkv_bias: whether the projections have a bias.
         key_bias: whether the keys' projection has one too. A bias on the keys adds the same number to a whole row of
             the attention map and softmax forgets it; BEiT and DINOv3 therefore have none.
-        output_bias: whether the output projection has a bias.
         qk_norm: normalisation of queries and keys over a head's channels (Dehghani et al. 2023, ViT-22B, section 2),
             with the norm's kind and epsilon.
         dropout: probability of dropping attention weights and outputs in training.
@@ -81,32 +64,29 @@ class SelfAttention(nn.Module):
         width: int,
         heads: int,
         *,
-        head_width: int | None = None,
         qkv_bias: bool = True,
         key_bias: bool = True,
-        output_bias: bool = True,
         qk_norm: tuple[Norm, float] | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        head_width = head_width or width // heads
-        inner = heads * head_width
+        head_width = width // heads
         self.heads = heads
-        self.qkv = Linear(width, 3 * inner, bias=qkv_bias and key_bias)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias and key_bias)
         if qkv_bias and not key_bias:
-            self.query_bias = nn.Parameter(torch.zeros(inner))
-            self.value_bias = nn.Parameter(torch.zeros(inner))
+            self.query_bias = nn.Parameter(torch.zeros(width))
+            self.value_bias = nn.Parameter(torch.zeros(width))
         self.keyless_bias = qkv_bias and not key_bias
         self.query_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
         self.key_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
         self.product = ScaledDotProduct(head_width**-0.5, dropout)
-        self.projection = Linear(inner, width, bias=output_bias)
+        self.projection = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
         tokens: Float[Tensor, "b n d"],
-        bias: Float[Tensor, "#b h n n"] | None = None,
+        bias: Float[Tensor, "#b #h #n n"] | None = None,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Attend; `bias` is added to the attention logits and `rotation` turns the patches' queries and keys."""

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitral.layers.attention import Rotation
 from vitral.layers.norm import LayerScale
+from vitral.layers.position import Rotation
 
 __all__ = ["Block", "DropPath", "NormPlacement"]
 
@@ -70,7 +70,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        bias: Float[Tensor, "#b h n n"] | None = None,
+        bias: Float[Tensor, "#b #h #n n"] | None = None,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Transform the tokens."""

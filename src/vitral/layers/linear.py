@@ -9,9 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "unrecorded"]
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def unrecorded(x: Tensor) -> bool:
+    """Whether a layer may take a road of its own: nothing differentiates, traces, compiles or recasts what it does."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch.is_autocast_enabled(x.device.type)
+    )
 
 
 class Linear(nn.Linear):
@@ -19,22 +29,20 @@ class Linear(nn.Linear):
 
     Without gradients, in single precision, on a CPU, it calls oneDNN's kernel, which adds the bias while it multiplies.
     PyTorch's ordinary road first writes the bias into fresh memory and then adds the product to it; on a ViT that costs
-    a tenth to a third more. Everywhere else (training, other devices and precisions, compiling, exporting) it is
+    a tenth to a third more. In training, under autocast, on other devices and precisions, compiled or exported it is
     `torch.nn.Linear`.
     """
 
     def forward(self, input: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """Apply the layer."""
+        weight = self.weight
         if (
-            not _ONEDNN
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-            or input.dtype != torch.float32
-            or self.weight.dtype != torch.float32
-            or input.device.type != "cpu"
-            or self.weight.device.type != "cpu"
-            or input.numel() == 0
+            _ONEDNN
+            and input.device.type == weight.device.type == "cpu"
+            and input.dtype == weight.dtype == torch.float32
+            and type(weight) is nn.Parameter
+            and input.numel() > 0
+            and unrecorded(input)
         ):
-            return F.linear(input, self.weight, self.bias)
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], ""))
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(input, weight, self.bias, "none", [], ""))
+        return F.linear(input, weight, self.bias)

@@ -10,21 +10,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitral.layers.linear import Linear
+from vitral.layers.linear import Linear, unrecorded
 
 __all__ = ["ACTIVATIONS", "Activation", "Mlp", "Nonlinearity", "SwiGLU"]
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 """GELU (Hendrycks and Gimpel 2016), its tanh and its sigmoid approximation, SiLU, ReLU."""
 
-# Each with its form that overwrites its argument, where there is one.
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+_Function = Callable[[Tensor], Tensor]
+
+# Each with its form that overwrites its argument, where PyTorch has one.
+ACTIVATIONS: dict[str, tuple[_Function, _Function | None]] = {
     "gelu": (F.gelu, torch.ops.aten.gelu_),
     "gelu_tanh": (
         lambda x: F.gelu(x, approximate="tanh"),
         lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
     ),
-    "quick_gelu": (lambda x: x * torch.sigmoid(1.702 * x), lambda x: x * torch.sigmoid(1.702 * x)),
+    "quick_gelu": (lambda x: x * torch.sigmoid(1.702 * x), None),
     "silu": (F.silu, lambda x: F.silu(x, inplace=True)),
     "relu": (F.relu, lambda x: F.relu(x, inplace=True)),
 }
@@ -44,7 +46,7 @@ class Nonlinearity(nn.Module):
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Apply the activation; `x` must not be used again by the caller."""
         plain, overwriting = ACTIVATIONS[self.name]
-        return plain(x) if torch.is_grad_enabled() or torch.compiler.is_compiling() else overwriting(x)
+        return overwriting(x) if overwriting and unrecorded(x) else plain(x)
 
 
 class Mlp(nn.Module):
@@ -69,7 +71,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every token on its own."""
-        return self.dropout(self.down(self.dropout(self.nonlinearity(self.up(x)))))
+        hidden = self.up(x)
+        if self.up._forward_hooks:  # whoever watches the hidden layer keeps what it saw
+            hidden = hidden.clone()
+        return self.dropout(self.down(self.dropout(self.nonlinearity(hidden))))
 
 
 class SwiGLU(nn.Module):
@@ -93,5 +98,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every token on its own."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        hidden = self.gate_up(x)
+        if self.gate_up._forward_hooks:
+            hidden = hidden.clone()
+        gate, up = hidden.chunk(2, dim=-1)
         return self.dropout(self.down(self.nonlinearity(gate) * up))

@@ -29,7 +29,6 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int, initial: float) -> None:
         super().__init__()
-        self.initial = initial
         self.gain = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:

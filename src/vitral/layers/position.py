@@ -1,7 +1,7 @@
 """Where a token stands: learned tables, sinusoids, relative biases and rotations, each for any grid.
 
-A grid is (rows, columns) of patches. Everything here that depends only on the grid is computed when a grid is first seen
-and kept, so a model takes pictures of any size without being told.
+A grid is (rows, columns) of patches. Indices and angles depend on nothing else, so they are computed when a grid is first
+seen and kept as plain numbers; a model takes pictures of any size without being told.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["Grid", "RelativeBias", "Rotary2d", "resample_grid", "sinusoids_1d", "sinusoids_2d"]
+__all__ = ["Grid", "RelativeBias", "Rotary2d", "Rotation", "resample_grid", "rotate", "sinusoids_1d", "sinusoids_2d"]
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
+Rotation = tuple[Float[Tensor, "p k"], Float[Tensor, "p k"]]
+"""Cosines and sines of one angle per patch and head channel."""
+
 
 def resample_grid(table: Float[Tensor, "1 p d"], old: Grid, new: Grid, *, antialias: bool) -> Float[Tensor, "1 r d"]:
-    """Carry a table of one vector per patch from one grid to another, bicubically (Dosovitskiy et al. 2021, section 3.2).
+    """Carry a table of one vector per patch from one grid to another, bicubically (ViT paper, section 3.2; DeiT, section 6).
 
     Args:
         table: the vectors, in reading order.
@@ -59,8 +63,8 @@ def sinusoids_2d(grid: Grid, width: int) -> Float[Tensor, "p d"]:
 class RelativeBias(nn.Module):
     """A learned number per head and offset between two patches, added to the attention logits.
 
-    Bao et al. 2022, BEiT, section 2.2 (after Raffel et al. 2020). Three more rows serve the class token: class to
-    patch, patch to class, class to class. Other grids than the trained one are served by bilinear interpolation
+    Bao et al. 2022, BEiT, as in its published code (after Raffel et al. 2020). Three more rows serve the class token: class
+    to patch, patch to class, class to class. Other grids than the trained one are served by bilinear interpolation
     over offsets (Birkl et al. 2023, MiDaS v3.1).
 
     Args:
@@ -76,7 +80,7 @@ class RelativeBias(nn.Module):
     def forward(self, grid: Grid) -> Float[Tensor, "1 h n n"]:
         """The bias between all tokens of a picture, class token first."""
         tokens = grid[0] * grid[1] + 1
-        index = _relative_index(grid).to(self.table.device)
+        index = torch.as_tensor(_relative_index(grid), device=self.table.device)
         return self._resampled(grid)[index].view(tokens, tokens, -1).permute(2, 0, 1).unsqueeze(0)
 
     def _resampled(self, grid: Grid) -> Float[Tensor, "o h"]:
@@ -89,17 +93,16 @@ class RelativeBias(nn.Module):
 
 
 @functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # kept for later calls, which may want gradients
-def _relative_index(grid: Grid) -> Int[Tensor, " nn"]:
+def _relative_index(grid: Grid) -> Int[np.ndarray, " nn"]:
     """Row of `RelativeBias.table` for every pair of tokens, asking token first."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    down = rows.flatten()[:, None] - rows.flatten()[None, :] + grid[0] - 1
-    across = columns.flatten()[:, None] - columns.flatten()[None, :] + grid[1] - 1
+    rows, columns = (places.ravel() for places in np.indices(grid))
+    down = rows[:, None] - rows[None, :] + grid[0] - 1
+    across = columns[:, None] - columns[None, :] + grid[1] - 1
     offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
-    index = torch.empty((grid[0] * grid[1] + 1,) * 2, dtype=torch.long)
+    index = np.empty((grid[0] * grid[1] + 1,) * 2, dtype=np.int64)
     index[1:, 1:] = down * (2 * grid[1] - 1) + across
     index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
-    return index.flatten()
+    return index.ravel()
 
 
 class Rotary2d(nn.Module):
@@ -117,16 +120,29 @@ class Rotary2d(nn.Module):
         super().__init__()
         self.head_width, self.base = head_width, base
 
-    def forward(self, grid: Grid) -> tuple[Float[Tensor, "p k"], Float[Tensor, "p k"]]:
-        """Cosine and sine of every patch's angles, in reading order."""
-        return _rotary_angles(grid, self.head_width, self.base)
+    def forward(self, grid: Grid, like: Tensor) -> Rotation:
+        """Cosine and sine of every patch's angles, in reading order, on the device and in the precision of `like`."""
+        angles = torch.as_tensor(_rotary_angles(grid, self.head_width, self.base), device=like.device)
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 @functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _rotary_angles(grid: Grid, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    frequencies = 1 / base ** torch.arange(0, 1, 4 / head_width)
-    rows, columns = (2 * (torch.arange(side) + 0.5) / side - 1 for side in grid)
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
-    angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1).tile(2)
-    return angles.cos(), angles.sin()
+def _rotary_angles(grid: Grid, head_width: int, base: float) -> Float[np.ndarray, "p k"]:
+    frequencies = 1 / base ** np.arange(0, 1, 4 / head_width, dtype=np.float32)
+    rows, columns = (2 * (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side - 1 for side in grid)
+    places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    angles = (2 * np.float32(math.pi) * places[:, :, None] * frequencies).reshape(len(places), -1)
+    return np.tile(angles.astype(np.float32), 2)
+
+
+def rotate(x: Float[Tensor, "b h n k"], rotation: Rotation) -> Float[Tensor, "b h n k"]:
+    """Turn the last p of n tokens by the angles of their patches; tokens before them (class, registers) stay.
+
+    Channel c is paired with channel c + k/2 (Su et al. 2021, RoFormer, equation 34, in the half-split order that
+    DINOv3 uses).
+    """
+    cos, sin = rotation
+    prefix, patches = x.split([x.shape[-2] - cos.shape[0], cos.shape[0]], dim=-2)
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([prefix, turned], dim=-2)

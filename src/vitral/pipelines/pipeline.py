@@ -95,13 +95,11 @@ class ImageClassificationPipeline(Pipeline):
     options: ClassVar[dict[str, Any]] = Pipeline.options | {"top_k": 5, "function_to_apply": "default"}
 
     def decoding(self, told: dict[str, Any]) -> dict[str, Any]:
-        """The score function and the number of classes, checked."""
-        top_k, function = told["top_k"], str(told["function_to_apply"] or "default").lower()
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-            raise UsageError(f"top_k must be a whole number of at least 1, or None for all classes; {top_k!r} came.")
+        """The score function and the number of classes."""
+        function = str(told["function_to_apply"] or "default").lower()
         if function not in get_args(ScoreFunction):
             raise UnknownNameError("function_to_apply", function, get_args(ScoreFunction))
-        return {"function": function, "top_k": top_k}
+        return {"function": function, "top_k": told["top_k"]}
 
     def shaped(self, result: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
         """Labels with scores."""

@@ -6,8 +6,8 @@ picture → read_picture → Preprocessing (tensor and Frame) → model → task
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,20 +16,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitral.base.device import resolve_device
-from vitral.base.image import Picture, PictureSource, read_picture
+from vitral.base.frame import Seen
+from vitral.base.image import PictureSource, read_picture
 from vitral.checkpoints.load import load_model
 from vitral.data.transforms import Preprocessing
 from vitral.errors import PictureError, UnknownNameError, UsageError
 from vitral.pipelines.stream import batched, overlapped
-from vitral.tasks import classification, features
+from vitral.tasks.catalogue import TASKS
 
-__all__ = ["TASKS", "Failure", "Predictor", "load"]
+__all__ = ["Failure", "Predictor", "load"]
 
-TASKS: dict[str, Callable[..., list[Any]]] = {
-    "image-classification": classification.decode,
-    "image-feature-extraction": features.decode,
-}
-"""What each task makes of a model's output."""
+_Prepared = tuple[Float[Tensor, "c y x"], Seen]
+"""A picture on its way: the model's input, and what it shows."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,6 @@ class Failure:
         return {"name": self.name, "error": self.error}
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A picture on its way: named, measured, turned into the model's input."""
-
-    name: str
-    size: tuple[int, int]
-    pixels: Float[Tensor, "c y x"]
-    picture: Picture | None
-
-
 class Predictor:
     """A model with everything around it: reading, preparing, computing, deciding.
 
@@ -74,7 +62,8 @@ class Predictor:
 
     Raises:
         UnknownNameError: no such task.
-        UsageError: the model has no classes but is to classify, or nobody said how its pictures are prepared.
+        UsageError: an option's value is out of its range, the model has no classes but is to classify, or nobody said how
+            its pictures are prepared.
     """
 
     def __init__(
@@ -89,17 +78,18 @@ class Predictor:
         **options: Any,
     ) -> None:
         classes = cast(Any, model).config.num_classes
-        task = task or ("image-classification" if classes else "image-feature-extraction")
+        fitting = (name for name, one in TASKS.items() if classes or not one.needs_classes)
+        task = task or next(fitting)
         if task not in TASKS:
             raise UnknownNameError("task", task, TASKS)
-        if task == "image-classification" and not classes:
+        if TASKS[task].needs_classes and not classes:
             raise UsageError(
                 "The model has no classifier, so it cannot classify. Use the task 'image-feature-extraction', or load "
                 "it with num_classes=… and train the new classifier."
             )
         if decoding not in ("fast", "exact"):
             raise UnknownNameError("decoding", decoding, ("fast", "exact"))
-        self.task, self.options = task, options
+        self.task, self.options = task, TASKS[task].chosen(options)
         self.device, self.dtype, self.decoding = resolve_device(device), dtype, decoding
         self.model = model.eval().to(self.device, dtype)
         self.record = cast(Any, model).record
@@ -123,8 +113,8 @@ class Predictor:
         Raises:
             PictureError: the picture cannot be read.
         """
-        prepared = self._prepare(picture, keep_picture=True, timeout=timeout)
-        return self._answer([prepared], self.options | options)[0]
+        chosen = TASKS[self.task].chosen(options, self.options) if options else self.options
+        return self._answer([self._prepare(picture, keep_picture=True, timeout=timeout)], chosen)[0]
 
     def stream(
         self,
@@ -150,6 +140,9 @@ class Predictor:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(f"batch_size must be a whole number of at least 1; {batch_size!r} came.")
+        if on_error not in ("record", "raise"):
+            raise UnknownNameError("on_error", on_error, ("record", "raise"))
+        chosen = TASKS[self.task].chosen(options, self.options)
 
         def prepare(picture: PictureSource) -> _Prepared | Failure:
             try:
@@ -159,31 +152,32 @@ class Predictor:
                     raise
                 return Failure(error.name, error.reason)
 
-        options = self.options | options
         prepared = overlapped(pictures, prepare, ahead=2 * batch_size, workers=workers)
+        return self._streamed(prepared, batch_size, chosen)
+
+    def _streamed(self, prepared: Iterator[_Prepared | Failure], batch_size: int, options: Any) -> Iterator[Any]:
         for batch in batched(prepared, batch_size):
-            answers = iter(self._answer([item for item in batch if isinstance(item, _Prepared)], options))
+            answers = iter(self._answer([item for item in batch if not isinstance(item, Failure)], options))
             for item in batch:
-                yield next(answers) if isinstance(item, _Prepared) else item
+                yield item if isinstance(item, Failure) else next(answers)
 
     def _prepare(self, source: PictureSource, *, keep_picture: bool, timeout: float) -> _Prepared:
         enough = self.preprocessing.reading_size if self.decoding == "fast" else None
         picture = read_picture(source, at_least=enough, timeout=timeout)
-        pixels, _ = self.preprocessing(picture)
-        return _Prepared(picture.name, picture.size, pixels, picture if keep_picture else None)
+        pixels, frame = self.preprocessing(picture)
+        return pixels, Seen(picture.name, frame, picture if keep_picture else None)
 
     @torch.no_grad()
-    def _answer(self, prepared: list[_Prepared], options: dict[str, Any]) -> list[Any]:
+    def _answer(self, prepared: list[_Prepared], options: Any) -> list[Any]:
         """Results in the order of the pictures; pictures whose inputs are of one size are computed together."""
         groups: dict[torch.Size, list[int]] = defaultdict(list)
-        for place, item in enumerate(prepared):
-            groups[item.pixels.shape].append(place)
+        for place, (pixels, _) in enumerate(prepared):
+            groups[pixels.shape].append(place)
         answers: list[Any] = [None] * len(prepared)
         for places in groups.values():
-            pixels = torch.stack([prepared[place].pixels for place in places]).to(self.device, self.dtype)
-            pictures = [(prepared[place].name, prepared[place].size, prepared[place].picture) for place in places]
-            results = TASKS[self.task](self.model(pixels), pictures, self.record, **options)
-            for place, result in zip(places, results, strict=True):
+            inputs, seen = zip(*(prepared[place] for place in places), strict=True)
+            output = self.model(torch.stack(inputs).to(self.device, self.dtype))
+            for place, result in zip(places, TASKS[self.task].decode(output, seen, self.record, options), strict=True):
                 answers[place] = result
         return answers
 
@@ -208,9 +202,10 @@ def load(
         HubError: the Hub cannot be reached.
         UnknownNameError: a misspelt option; the message names the nearest.
     """
-    known = ("task", "preprocessing", "device", "dtype", "decoding", "top_k", "function")
+    known = {"task", "preprocessing", "device", "dtype", "decoding"}
+    known |= {field.name for task in TASKS.values() for field in fields(task.options)}
     for option in options:
         if option not in known:
-            raise UnknownNameError("keyword of load", option, ("architecture", "num_classes", *known))
+            raise UnknownNameError("keyword of load", option, {"architecture", "num_classes", *known})
     model = source if isinstance(source, nn.Module) else load_model(source, architecture, num_classes)
     return Predictor(model, **options)

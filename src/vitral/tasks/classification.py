@@ -12,16 +12,45 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from vitral.base.config import check_choices
 from vitral.base.draw import draw_bars
+from vitral.base.frame import Seen
 from vitral.base.image import Picture
 from vitral.errors import UsageError
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
-__all__ = ["Classification", "ScoreFunction", "decode", "scores_of"]
+__all__ = ["Classification", "Options", "ScoreFunction", "check_top_k", "decode", "scores_of"]
 
 ScoreFunction = Literal["default", "softmax", "sigmoid", "none"]
 """How logits become scores; "default" is sigmoid for one class or independent classes, else softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How logits become an answer.
+
+    Attributes:
+        top_k: how many classes to keep; None for all.
+        function: how logits become scores.
+
+    Raises:
+        UsageError: top_k is not a whole number of at least 1.
+        UnknownNameError: no such function.
+    """
+
+    top_k: int | None = None
+    function: ScoreFunction = "default"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_top_k(self.top_k)
+
+
+def check_top_k(top_k: Any) -> None:
+    """Refuse a number of classes that is none."""
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise UsageError(f"top_k must be a whole number of at least 1, or None for all classes; {top_k!r} came.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +92,7 @@ class Classification:
         Raises:
             UsageError: k is not a whole number of at least 1.
         """
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-            raise UsageError(f"top_k must be a whole number of at least 1, or None for all classes; {k!r} came.")
+        check_top_k(k)
         return self[:k]
 
     def draw(self, top: int = 5) -> Image.Image:
@@ -90,6 +118,9 @@ class Classification:
         }
 
 
+_AS_USUAL = Options()
+
+
 def scores_of(logits: Float[Tensor, "b c"], function: ScoreFunction, record: Record) -> Float[Tensor, "b c"]:
     """Scores out of logits, in single precision.
 
@@ -105,26 +136,19 @@ def scores_of(logits: Float[Tensor, "b c"], function: ScoreFunction, record: Rec
 
 
 def decode(
-    output: EncoderOutput,
-    pictures: Sequence[tuple[str, tuple[int, int], Picture | None]],
-    record: Record,
-    *,
-    function: ScoreFunction = "default",
-    top_k: int | None = None,
+    output: EncoderOutput, seen: Sequence[Seen], record: Record, options: Options = _AS_USUAL
 ) -> list[Classification]:
     """Results of a batch.
 
     Args:
         output: the model's.
-        pictures: name, size and, where it is to be kept, the picture itself, one for each row of the output.
+        seen: what the model saw, one for each row of the output.
         record: the model's.
-        function: how logits become scores.
-        top_k: how many classes to keep; None for all.
+        options: how logits become an answer.
     """
-    scores = scores_of(cast(Tensor, output.logits), function, record).cpu()
-    values, order = scores.topk(min(top_k or scores.shape[1], scores.shape[1]), dim=1)
-    named = record.labels or tuple(f"LABEL_{index}" for index in range(scores.shape[1]))
+    scores = scores_of(cast(Tensor, output.logits), options.function, record).cpu()
+    values, order = scores.topk(min(options.top_k or scores.shape[1], scores.shape[1]), dim=1)
     return [
-        Classification(name, size, tuple(map(named.__getitem__, places)), row, places, picture)
-        for (name, size, picture), row, places in zip(pictures, values.numpy(), order.numpy(), strict=True)
+        Classification(one.name, one.frame.picture, tuple(map(record.label, places.tolist())), row, places, one.picture)
+        for one, row, places in zip(seen, values.numpy(), order.numpy(), strict=True)
     ]

@@ -9,11 +9,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from vitral.base.frame import Seen
 from vitral.base.image import Picture
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
-__all__ = ["Features", "decode"]
+__all__ = ["Features", "Options", "decode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +59,15 @@ class Features:
         }
 
 
-def decode(
-    output: EncoderOutput, pictures: Sequence[tuple[str, tuple[int, int], Picture | None]], record: Record
-) -> list[Features]:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Features have no options."""
+
+
+def decode(output: EncoderOutput, seen: Sequence[Seen], record: Record, options: Options | None = None) -> list[Features]:
     """Results of a batch; see `tasks.classification.decode` for the arguments."""
     tokens, pooled = output.tokens.float().cpu(), output.pooled.float().cpu()
     return [
-        Features(name, size, row, vector, output.grid, output.prefix, picture)
-        for (name, size, picture), row, vector in zip(pictures, tokens, pooled, strict=True)
+        Features(one.name, one.frame.picture, row, vector, output.grid, output.prefix, one.picture)
+        for one, row, vector in zip(seen, tokens, pooled, strict=True)
     ]

@@ -1,7 +1,8 @@
 """The original layout: npz files of google-research/vision_transformer, and of its successor big_vision.
 
 Flax keeps matrices as (in, out), splits heads into their own dimension, and numbers layers by kind; big_vision adds the
-prefix params/ and attention pooling (MAPHead_0). Heads are seen from the shapes; nothing is guessed.
+prefix params/ and attention pooling (MAPHead_0). Heads are seen from the shapes. GELU is computed
+exactly, as timm and transformers do; the original code may use its tanh approximation, as flax does unless told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan
+from vitral.checkpoints.layout import Layout, Plan, usual_labels
 from vitral.checkpoints.preprocessing import evaluation
 from vitral.checkpoints.table import Row, Tensors, permuted, same
 from vitral.errors import CheckpointError
@@ -41,18 +42,19 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     attention = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
     dialect = "vision_transformer" if attention in tensors else "big_vision"
     config = _config(tensors, dialect)
+    record = Record(
+        architecture=f"{config.width} wide, {config.depth} deep",
+        layout="google",
+        source=files.source,
+        preprocessing=evaluation(config.image_size, interpolation="bilinear", inception=True),
+        licence="apache-2.0",
+    )
     return Plan(
         build=ViT,
         config=config,
         rows=_rows(config, dialect),
         tensors=tensors,
-        record=Record(
-            architecture=f"{config.width} wide, {config.depth} deep",
-            layout="google",
-            source=files.source,
-            preprocessing=evaluation(config.image_size, interpolation="bilinear", inception=True),
-            licence="apache-2.0",
-        ),
+        record=usual_labels(record, config.num_classes),
         ignored=(r"(params/)?(txt|t|b|bias_init)(/.*)?", r"opt/.*", r"extra/.*", r"step"),
     )
 
@@ -114,7 +116,7 @@ def _rows(config: ViTConfig, dialect: str) -> list[Row]:
     rows += _norm("norm", "Transformer/encoder_norm")
     if config.pool == "attention":
         rows += [same("pool.query", "MAPHead_0/probe"), *_norm("pool.norm", "MAPHead_0/LayerNorm_0")]
-        rows += _attention("pool", "MAPHead_0/MultiHeadDotProductAttention_0", config) + _mlp(
+        rows += _pool_attention("pool", "MAPHead_0/MultiHeadDotProductAttention_0", config) + _mlp(
             "pool.mlp", "MAPHead_0/MlpBlock_0"
         )
     if config.representation:
@@ -135,34 +137,48 @@ def _mlp(ours: str, theirs: str) -> list[Row]:
 
 
 def _attention(ours: str, theirs: str, config: ViTConfig) -> list[Row]:
-    """Kernels (d, h, k) of queries, keys and values make one matrix (3·h·k, d); the output's (h, k, d) make (d, h·k)."""
+    return [*_heads(f"{ours}.qkv", theirs, ("query", "key", "value"), config), *_output(ours, theirs, config)]
+
+
+def _pool_attention(ours: str, theirs: str, config: ViTConfig) -> list[Row]:
+    rows = _heads(f"{ours}.query_projection", theirs, ("query",), config)
+    return [*rows, *_heads(f"{ours}.key_value", theirs, ("key", "value"), config), *_output(ours, theirs, config)]
+
+
+def _heads(ours: str, theirs: str, parts: tuple[str, ...], config: ViTConfig) -> list[Row]:
+    """Kernels (d, h, k) of queries, keys and values stand one above the other as a matrix (…·h·k, d)."""
     width, heads = config.width, config.heads
-    head = width // heads
-    parts = [f"{theirs}/{part}" for part in ("query", "key", "value")]
 
     def read_weight(kernels: Sequence[Tensor]) -> Tensor:
         return torch.cat([kernel.reshape(width, width).T for kernel in kernels])
 
     def write_weight(weight: Tensor) -> list[Tensor]:
-        return [part.T.reshape(width, heads, head) for part in weight.chunk(3)]
+        return [part.T.reshape(width, heads, width // heads) for part in weight.chunk(len(parts))]
 
     def read_bias(biases: Sequence[Tensor]) -> Tensor:
         return torch.cat([bias.reshape(width) for bias in biases])
 
     def write_bias(bias: Tensor) -> list[Tensor]:
-        return [part.reshape(heads, head) for part in bias.chunk(3)]
+        return [part.reshape(heads, width // heads) for part in bias.chunk(len(parts))]
 
     return [
-        Row(f"{ours}.qkv.weight", tuple(f"{part}/kernel" for part in parts), read_weight, write_weight),
-        Row(f"{ours}.qkv.bias", tuple(f"{part}/bias" for part in parts), read_bias, write_bias),
+        Row(f"{ours}.weight", tuple(f"{theirs}/{part}/kernel" for part in parts), read_weight, write_weight),
+        Row(f"{ours}.bias", tuple(f"{theirs}/{part}/bias" for part in parts), read_bias, write_bias),
+    ]
+
+
+def _output(ours: str, theirs: str, config: ViTConfig) -> list[Row]:
+    """The output kernel (h, k, d) makes a matrix (d, h·k)."""
+    width, heads = config.width, config.heads
+    return [
         Row(
             f"{ours}.projection.weight",
             (f"{theirs}/out/kernel",),
             lambda kernels: kernels[0].reshape(width, width).T,
-            lambda weight: [weight.T.reshape(heads, head, width)],
+            lambda weight: [weight.T.reshape(heads, width // heads, width)],
         ),
         same(f"{ours}.projection.bias", f"{theirs}/out/bias"),
     ]
 
 
-LAYOUT = Layout(name="google", recognises=_recognises, plan=_plan)
+LAYOUT = Layout(name="google", network=ViT, recognises=_recognises, plan=_plan)

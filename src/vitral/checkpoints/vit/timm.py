@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written
+from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import evaluation, from_timm, to_timm
-from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped, stacked
+from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped
 from vitral.checkpoints.vit.prefix import with_prefix_positions
 from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
@@ -27,7 +27,7 @@ from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
-# Widths whose heads are not 64 channels wide: H, so400m, g and G of the ViT papers, EVA's and DINOv2's g.
+# Widths whose heads are not 64 channels wide: H, so400m, g and G.
 _HEADS = {1280: 16, 1152: 16, 1408: 16, 1664: 16}
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -45,7 +45,7 @@ _FOREIGN_BLOCKS = (
     "blocks.0.mlp.fc1_g.weight",
     "blocks.0.attn.norm.weight",
 )
-# Names in config.json's model_args that change nothing in the result or are seen from the tensors.
+# Names in config.json's model_args that ask for a network we do not have.
 _UNSUPPORTED_ARGS = ("attn_layer", "scale_attn_norm", "scale_mlp_norm")
 
 
@@ -85,7 +85,7 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
         config=config,
         rows=_rows(config, spelling, tensors),
         tensors=tensors,
-        record=record,
+        record=usual_labels(record, config.num_classes),
         ignored=_ignored(tensors),
         advice="If the architecture was guessed wrongly, name it: load_model(…, architecture='vit_b16').",
     )
@@ -157,7 +157,7 @@ def _config(
     relative = "shared" if "rel_pos_bias.relative_position_bias_table" in tensors else relative
     gain = next((key for key in ("ls1.gamma", "gamma_1") if key in block), None)
     mask_token = "mask_token" in tensors and not any(key.startswith("decoder_") for key in tensors)
-    image_size, placed = _positions(tensors, told, (patch[0], patch[1]), class_token + distilled + registers)
+    image_size, placed = _positions(tensors, told, architecture, (patch[0], patch[1]), class_token + distilled + registers)
     config = ViTConfig(
         image_size=image_size,
         patch_size=(patch[0], patch[1]),
@@ -193,11 +193,6 @@ def _config(
     )
     if architecture is None:
         return config
-    if architecture.width != width:
-        raise CheckpointError(
-            f"The file's tokens have {width} channels, those of the architecture that was named {architecture.width}. "
-            "Name another."
-        )
     said = ("norm_eps", "norm_placement", "activation", "pool_prefix")
     return replace(config, **{field: getattr(architecture, field) for field in said})
 
@@ -266,10 +261,14 @@ def _pool(
     return "class" if architecture is None or architecture.pool == "attention" else architecture.pool
 
 
-def _positions(tensors: Tensors, told: dict[str, Any], patch: tuple[int, int], prefix: int) -> tuple[tuple[int, int], int]:
+def _positions(
+    tensors: Tensors, told: dict[str, Any], architecture: ViTConfig | None, patch: tuple[int, int], prefix: int
+) -> tuple[tuple[int, int], int]:
     """Height and width the positions are made for, and how many of the tokens before the patches have one."""
     said = (told.get("model_args") or {}).get("img_size") or _pretrained(told).get("input_size")
     size = (said, said) if isinstance(said, int) else tuple(said[-2:]) if said else None
+    if size is None and architecture is not None:
+        size = architecture.image_size
     biases = next((tensors[key] for key in tensors if key.endswith("relative_position_bias_table")), None)
     if "pos_embed" not in tensors:
         if biases is not None:
@@ -296,6 +295,8 @@ def _pretrained(told: dict[str, Any]) -> dict[str, Any]:
 
 def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
     names, described = told.get("label_names"), told.get("label_descriptions") or {}
+    if isinstance(names, dict) and all(str(key).isdigit() for key in names):
+        names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or len(names) != num_classes:
         return ()
     return tuple(str(described.get(name, name)) for name in names)
@@ -360,9 +361,7 @@ def _pool_rows(config: ViTConfig) -> list[Row]:
     rows = [same("pool.query", "attn_pool.latent")]
     rows += renamed("pool.projection", "attn_pool.proj") + _norm("pool.norm", "attn_pool.norm", config)
     rows += renamed("pool.mlp.up", "attn_pool.mlp.fc1") + renamed("pool.mlp.down", "attn_pool.mlp.fc2")
-    for part in ("weight", "bias"):
-        row = stacked(f"pool.qkv.{part}", f"attn_pool.q.{part}", f"attn_pool.kv.{part}")
-        rows += [replace(row, write=lambda tensor: tensor.split([config.width, 2 * config.width]))]
+    rows += renamed("pool.query_projection", "attn_pool.q") + renamed("pool.key_value", "attn_pool.kv")
     return rows
 
 
@@ -372,8 +371,7 @@ def _norm(ours: str, theirs: str, config: ViTConfig) -> list[Row]:
 
 def _compose(model: nn.Module) -> Written:
     """Write the model as an architecture of timm with its arguments spelt out."""
-    if not isinstance(model, ViT):
-        raise UsageError(f"timm's layout is written for vision transformers, not for {type(model).__name__}.")
+    model = cast(ViT, model)
     if model.config.prefix_positions < model.config.prefix:
         model = with_prefix_positions(model, 0)
     config, record = model.config, model.record
@@ -489,4 +487,4 @@ def _refuse_unwritable(config: ViTConfig) -> None:
         raise UsageError(f"timm's layout cannot state {', '.join(found)}. Use layout='vitral' or 'transformers'.")
 
 
-LAYOUT = Layout(name="timm", recognises=_recognises, plan=_plan, compose=_compose)
+LAYOUT = Layout(name="timm", network=ViT, recognises=_recognises, plan=_plan, compose=_compose)

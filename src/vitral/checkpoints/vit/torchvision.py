@@ -6,7 +6,7 @@ import math
 import re
 
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan
+from vitral.checkpoints.layout import Layout, Plan, usual_labels
 from vitral.checkpoints.preprocessing import evaluation
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.data.transforms import Preprocessing
@@ -29,18 +29,19 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     spelt = {re.sub(r"mlp\.linear_(\d)", lambda m: f"mlp.{(0, 3)[int(m[1]) - 1]}", name): name for name in files.tensors}
     tensors = {name: files.tensors[original] for name, original in spelt.items()}
     config = _config(tensors, architecture)
+    record = Record(
+        architecture=f"{config.width} wide, {config.depth} deep",
+        layout="torchvision",
+        source=files.source,
+        preprocessing=_preprocessing(config),
+        licence="bsd-3-clause",
+    )
     return Plan(
         build=ViT,
         config=config,
         rows=_rows(config),
         tensors=tensors,
-        record=Record(
-            architecture=f"{config.width} wide, {config.depth} deep",
-            layout="torchvision",
-            source=files.source,
-            preprocessing=_preprocessing(config),
-            licence="bsd-3-clause",
-        ),
+        record=usual_labels(record, config.num_classes),
         advice="If the architecture was guessed wrongly, name it: load_model(…, architecture='vit_b16').",
     )
 
@@ -93,4 +94,4 @@ def _rows(config: ViTConfig) -> list[Row]:
     return rows + (renamed("head", "heads.head") if config.num_classes else [])
 
 
-LAYOUT = Layout(name="torchvision", recognises=_recognises, plan=_plan)
+LAYOUT = Layout(name="torchvision", network=ViT, recognises=_recognises, plan=_plan)

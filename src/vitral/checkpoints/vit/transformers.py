@@ -325,8 +325,7 @@ def _dinov3_rows(config: ViTConfig) -> list[Row]:
 
 def _compose(model: nn.Module) -> Written:
     """Write the model as the type of transformers that computes the same."""
-    if not isinstance(model, ViT):
-        raise UsageError(f"transformers' layout is written for vision transformers, not for {type(model).__name__}.")
+    model = cast(ViT, model)
     model = _stated_as_theirs(model)
     config, record = model.config, model.record
     model_type = _model_type(config)
@@ -509,4 +508,4 @@ def _plain(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-LAYOUT = Layout(name="transformers", recognises=_recognises, plan=_plan, compose=_compose)
+LAYOUT = Layout(name="transformers", network=ViT, recognises=_recognises, plan=_plan, compose=_compose)

@@ -18,15 +18,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vitral.base.config import check_choices
 from vitral.errors import UsageError
-from vitral.layers.attention import Rotation, SelfAttention
+from vitral.layers.attention import SelfAttention
 from vitral.layers.block import Block, NormPlacement
 from vitral.layers.linear import Linear
 from vitral.layers.mlp import Activation, Mlp, SwiGLU
 from vitral.layers.norm import LayerScale, Norm, norm_layer
 from vitral.layers.patch import PatchEmbedding
 from vitral.layers.pool import AttentionPool
-from vitral.layers.position import RelativeBias, Rotary2d, resample_grid, sinusoids_1d, sinusoids_2d
+from vitral.layers.position import RelativeBias, Rotary2d, Rotation, resample_grid, sinusoids_1d, sinusoids_2d
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
@@ -134,6 +135,7 @@ class ViTConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for field, (low, high) in _RANGES.items():
             values = getattr(self, field)
             for value in values if isinstance(values, tuple) else (values,):
@@ -217,7 +219,7 @@ class ViT(nn.Module):
         """
         tokens, grid = self.embed(pixels, mask)
         shared = self.relative_bias(grid) if self.relative_bias is not None else None
-        rotation: Rotation | None = self.rotary(grid) if self.rotary is not None else None
+        rotation: Rotation | None = self.rotary(grid, tokens) if self.rotary is not None else None
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, self.block_biases[index](grid) if self.block_biases else shared, rotation)
         tokens = self.norm(tokens)
@@ -285,6 +287,7 @@ class ViT(nn.Module):
         """Put fresh, small random classifiers for `num_classes` classes in place of the present ones; 0 removes them."""
         device, dtype = self.patch.projection.weight.device, self.patch.projection.weight.dtype
         self.config = replace(self.config, num_classes=num_classes)
+        self.record = replace(self.record, labels=())
         self.head = _classifier(self.config.pooled_width, num_classes)
         self.distillation_head = _classifier(self.config.width, num_classes * self.config.distillation_head)
         for head in (self.head, self.distillation_head):
@@ -336,7 +339,7 @@ def _classifier(width: int, num_classes: int) -> Linear | None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights from a normal distribution of deviation 0.02 cut at two deviations, biases zero (as DeiT starts)."""
+    """Weights from a normal distribution of deviation 0.02, biases zero (as DeiT's code starts)."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -357,7 +360,7 @@ _SIZES = {"ti": _TI, "s": _S, "b": _B, "l": _L, "h": _H, "g": _GIANT}
 
 
 def _variants() -> dict[str, ViTConfig]:
-    """Every published network of the family by the name everyone knows."""
+    """The family's networks by the name everyone knows: every size at every patch, and each relative as published."""
     rows: dict[str, ViTConfig] = {}
     for letter, size in _SIZES.items():
         for patch in (8, 14, 16, 32):
@@ -423,6 +426,7 @@ def _variants() -> dict[str, ViTConfig]:
     for letter, patch in (("b", 16), ("b", 32), ("l", 14)):
         rows[f"clip_{letter}{patch}"] = replace(
             _SIZES[letter],
+            num_classes=0,
             patch_size=(patch, patch),
             patch_bias=False,
             stem_norm=True,
@@ -442,7 +446,7 @@ def _variants() -> dict[str, ViTConfig]:
 
 
 VARIANTS: dict[str, ViTConfig] = _variants()
-"""Published networks by name. `vit_b16` is B at patch 16; the letter stands for Ti, S, B, L, H or g."""
+"""Networks by name. `vit_b16` is B at patch 16; the letter stands for Ti, S, B, L, H or g."""
 
 PAPERS = {
     "vit": "Dosovitskiy et al. 2021",
