@@ -168,7 +168,7 @@ def test_our_own_layout_loses_nothing(tmp_path: Path) -> None:
         layout="timm",
         preprocessing=Preprocessing(resize="none", crop_rounding="round", interpolation="lanczos", scale=1.0),
         labels=("ä", "字", "c", "c", ""),
-        multi_label=True,
+        problem="multi_label",
         licence="cc-by-4.0",
         notes=("one", "two"),
     )
@@ -198,3 +198,42 @@ def test_writing_leaves_the_model_as_it_was(layout: str, tmp_path: Path) -> None
     assert model.config == config
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_interrupted_exchange_puts_the_old_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(network(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, calls = os.replace, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(network(num_classes=9), tmp_path)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_changed_by_hand_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = network()
+    model.head = torch.nn.Linear(32, model.head.out_features + 1)
+    with pytest.raises(UsageError, match=r"head\..* use model\.reset_head"):
+        save_model(model, tmp_path / "new")
+    model = network()
+    with torch.no_grad():
+        model.class_token[0, 0, 0] = float("nan")
+    with pytest.raises(UsageError, match="class_token of the model holds numbers that are not finite"):
+        save_model(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_loaded_model_does_not_hang_on_its_file(tmp_path: Path) -> None:
+    save_model(network(), tmp_path)
+    model = load_model(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

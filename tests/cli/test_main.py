@@ -89,7 +89,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert errors == "Interrupted.\n"
+    assert errors == "Interrupted.\n" or (errors == "" and process.returncode == -signal.SIGINT)
     # A shell reports both as 130: where the interruption fell into an `exec`, CPython ends by the signal itself.
     assert process.returncode in (130, -signal.SIGINT)
     assert not out.exists()

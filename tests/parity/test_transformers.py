@@ -270,7 +270,7 @@ def test_labels_and_the_kind_of_problem_travel(vit: nn.Module, tmp_path: Path) -
     finally:
         vit.config.id2label, vit.config.problem_type = {i: f"LABEL_{i}" for i in range(7)}, None
     assert ours.record.labels == tuple(names.values())
-    assert ours.record.multi_label
+    assert ours.record.problem == "multi_label"
     read = hf.AutoConfig.from_pretrained(save_model(ours, tmp_path / "second", layout="transformers"))
     assert read.id2label == names
     assert read.problem_type == "multi_label_classification"

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 import io
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 import vitral
+from vitral.base.image import read_picture as vitral_picture
 from vitral.data.transforms import Preprocessing
 from vitral.errors import PictureError, UnknownNameError, UsageError
 from vitral.pipelines.predictor import Failure, Predictor, load
@@ -153,3 +156,49 @@ def test_broken_weights_do_not_give_a_number(checkpoint: Path, photos: list[Path
         predictor.model.head.bias[0] = float("nan")
     with pytest.raises(UsageError, match="not finite"):
         predictor(photos[0])
+
+
+def test_a_camera_may_write_the_next_picture_into_the_same_array(predictor: Predictor) -> None:
+    numbers = np.random.default_rng(1)
+    frames = [numbers.integers(0, 256, (48, 48, 3), dtype=np.uint8) for _ in range(20)]
+
+    def camera() -> Iterator[np.ndarray]:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    for answer, frame in zip(predictor.stream(camera(), batch_size=3, workers=2), frames, strict=True):
+        assert np.allclose(answer.scores, predictor(frame).scores, atol=1e-6)
+
+
+def test_answers_before_an_exception_of_the_source_arrive(predictor: Predictor, photos: list[Path]) -> None:
+    def broken() -> Iterator[Path]:
+        yield from photos[:6]
+        raise ConnectionError("the camera is gone")
+
+    answers = []
+    with pytest.raises(ConnectionError, match="camera"):
+        answers.extend(predictor.stream(broken(), batch_size=4))
+    stream = predictor.stream(broken(), batch_size=4)
+    assert [next(stream).name for _ in range(6)] == [str(photo) for photo in photos[:6]]
+
+
+def test_what_is_no_picture_is_one_failure_of_many(predictor: Predictor, photos: list[Path]) -> None:
+    first, second, third = predictor.stream([photos[0], {"no": "picture"}, photos[1]])
+    assert isinstance(second, Failure)
+    assert second.name == "<dict>"
+    assert first.labels
+    assert third.labels
+    with pytest.raises(UsageError, match=r"is one\. Put it into a list"):
+        list(predictor.stream(str(photos[0])))  # not one failure per letter
+
+
+def test_numbers_stay_numbers(checkpoint: Path, photos: list[Path]) -> None:
+    model = vitral.load_model(checkpoint)
+    model.record = replace(model.record, problem="regression")
+    with torch.no_grad():
+        predictor = load(model)
+        pixels, _ = predictor.preprocessing(vitral_picture(photos[0]))
+        expected = model(pixels[None]).logits[0].sort(descending=True).values
+    assert np.allclose(predictor(photos[0]).scores, expected.numpy(), atol=1e-6)

@@ -39,7 +39,7 @@ def test_scores_are_the_closed_forms() -> None:
     softmax = np.exp(values) / np.exp(values).sum(1, keepdims=True)
     assert np.allclose(scores_of(LOGITS, "default", RECORD), softmax, atol=1e-7)
     assert np.allclose(scores_of(LOGITS, "sigmoid", RECORD), 1 / (1 + np.exp(-values)), atol=1e-7)
-    assert np.allclose(scores_of(LOGITS, "default", Record(multi_label=True)), 1 / (1 + np.exp(-values)), atol=1e-7)
+    assert np.allclose(scores_of(LOGITS, "default", Record(problem="multi_label")), 1 / (1 + np.exp(-values)), atol=1e-7)
     assert np.allclose(scores_of(LOGITS[:, :1], "default", RECORD), 1 / (1 + np.exp(-values[:, :1])), atol=1e-7)
     assert torch.equal(scores_of(LOGITS, "none", RECORD), LOGITS)
 

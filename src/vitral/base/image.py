@@ -407,7 +407,8 @@ def _from_path(source: str | os.PathLike[str], name: str | None, wish: _Wish, al
     """A path; or a string that is the base64 of a picture, unless a file has that name."""
     text = str(source)
     label = name or (text if len(text) <= 1000 else _shortened(text))
-    mode = _mode(Path(source), label) if allow_paths else None
+    path = Path(source).expanduser() if text.startswith("~") else Path(source)
+    mode = _mode(path, label) if allow_paths else None
     if mode is None and isinstance(source, str):
         data = _base64(source)
         if data is not None:
@@ -415,13 +416,13 @@ def _from_path(source: str | os.PathLike[str], name: str | None, wish: _Wish, al
     if not allow_paths:
         raise PictureError(label, "Paths are not read here. Pass the picture's bytes, or base64 in a string.")
     if mode is None:
-        raise PictureError(label, _missing(Path(source)))
+        raise PictureError(label, _missing(path))
     if stat.S_ISDIR(mode):
         raise PictureError(label, "It is a folder, not a picture. Name a file in it.")
     if not stat.S_ISREG(mode):  # opening a pipe or a device could wait for ever
         raise PictureError(label, "It is a pipe, a device or a socket, not a file. Read it and pass its bytes.")
     try:
-        file = Path(source).open("rb")  # noqa: SIM115 - closed below; decoding has errors of its own
+        file = path.open("rb")
     except PermissionError as error:
         raise PictureError(label, "Reading it is not permitted to this user. Check the permissions.") from error
     except OSError as error:

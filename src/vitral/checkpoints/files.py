@@ -7,7 +7,9 @@ Nothing here runs code from a file: safetensors and npz hold only numbers, and p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from vitral.base.hub import fetch_repository, looks_like_repository
 from vitral.checkpoints.table import Tensors
-from vitral.errors import CheckpointError
+from vitral.errors import CheckpointError, UsageError
 
 __all__ = ["Files", "open_files", "read_json", "read_processor", "write_json"]
 
@@ -33,6 +35,7 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar")
+_TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
 _WRAPPERS = ("model", "state_dict", "teacher", "model_ema", "model_state", "student", "net", "module")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.module.")
 
@@ -69,6 +72,8 @@ def open_files(source: str | Path) -> Files:
         CheckpointError: there is nothing there, or it cannot be read; the message says what was looked for.
         HubError: the Hub cannot be reached or has no such repository.
     """
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise UsageError(f"A checkpoint is named by a path or a Hub id; {source!r} came.")
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path, str(source))
@@ -86,6 +91,7 @@ def _open_folder(folder: Path, source: str) -> Files:
         if (folder / name).is_file():
             return _open_file(folder / name, source, folder)
     others = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".npz", *_PICKLES)]
+    others = [path for path in others if not path.name.startswith(_TRAINING_STATE)]
     if len(others) == 1:
         return _open_file(others[0], source, folder)
     found = ", ".join(path.name for path in others) if others else "none"
@@ -96,6 +102,11 @@ def _open_folder(folder: Path, source: str) -> Files:
 
 
 def _open_file(path: Path, source: str, folder: Path) -> Files:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise CheckpointError(
+                f"{path.name} is a pointer of Git LFS, not the weights themselves. Fetch them with: git lfs pull"
+            )
     if path.name.endswith(".index.json"):
         tensors, kind = _open_shards(path), "safetensors" if "safetensors" in path.name else "pickle"
     elif path.suffix == ".npz":
@@ -175,7 +186,7 @@ def _open_pickle(path: Path) -> Tensors:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the bytes provoke
-        reason = str(error).strip().split("\n")[0]
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0].split(". ")[0]
         raise CheckpointError(
             f"{path.name} cannot be read as plain weights ({reason}). A pickle that needs code of its own is refused, as it "
             "could run anything; ask its publisher for safetensors."

@@ -6,6 +6,7 @@ transformers keeps it in preprocessor_config.json, timm in config.json under pre
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, cast
 
 from vitral.data.transforms import (
@@ -73,6 +74,19 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
+# Model type → processor, for a checkpoint without a preprocessor_config.json.
+_FAMILIES = {
+    "deit": "DeiT",
+    "beit": "Beit",
+    "data2vec-vision": "Beit",
+    "dinov2": "Bit",
+    "dinov2_with_registers": "Bit",
+    "dinov3_vit": "DINOv3ViT",
+}
+# Steps that other processors take and these do not; a file that asks for one is not read as if it did not.
+_OTHER_STEPS = ("do_pad", "crop_pct", "do_flip_channel_order", "offset", "size_divisor", "do_thumbnail")
+
+
 def evaluation(
     image_size: tuple[int, int],
     *,
@@ -99,28 +113,21 @@ def evaluation(
     )
 
 
-def from_transformers(processor: dict[str, Any], model_type: str, image_size: tuple[int, int]) -> Preprocessing:
+def from_transformers(processor: dict[str, Any], model_type: str, image_size: tuple[int, int]) -> Preprocessing | None:
     """Read a preprocessor_config.json.
 
     Args:
         processor: its content; empty where there was no file.
         model_type: the model's type in config.json, which says whose defaults hold.
         image_size: height and width of the model's pictures, for a checkpoint that says nothing.
+
+    Returns:
+        The preprocessing; None for a processor, or a step of one, that is not known here.
     """
     named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
-    family = next(
-        (name for name in _PROCESSORS if named.startswith((f"{name}ImageProcessor", f"{name}Feature"))),
-        "",
-    )
-    if not family:
-        family = {
-            "deit": "DeiT",
-            "beit": "Beit",
-            "data2vec-vision": "Beit",
-            "dinov2": "Bit",
-            "dinov2_with_registers": "Bit",
-            "dinov3_vit": "DINOv3ViT",
-        }.get(model_type, "ViT")
+    family = re.sub(r"(ImageProcessor|FeatureExtractor).*", "", named) or _FAMILIES.get(model_type, "ViT")
+    if family not in _PROCESSORS or any(processor.get(step) for step in _OTHER_STEPS):
+        return None
     told = {**_PROCESSORS[family], **{key: value for key, value in processor.items() if value is not None}}
     if not processor:
         told["size"] = told["crop_size"] = {"height": image_size[0], "width": image_size[1]}
@@ -136,7 +143,8 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
         size=size,
         crop=crop,
         interpolation=_interpolation(told.get("resample", 2)),
-        resizer="torch",  # transformers' processors work on tensors wherever torchvision is installed
+        # transformers' processors work on tensors wherever torchvision is installed; DINOv3's scales before it resizes.
+        resizer="torch_float" if family == "DINOv3ViT" else "torch",
         mean=mean if normalise else (0.0,) * len(mean),
         std=std if normalise else (1.0,) * len(std),
         scale=float(told.get("rescale_factor", 1 / 255)) if rescale else 1.0,
@@ -148,7 +156,9 @@ def to_transformers(preprocessing: Preprocessing) -> dict[str, Any]:
     kind = {"shortest_edge": "BitImageProcessor", "exact": "DeiTImageProcessor", "none": "DeiTImageProcessor"}[
         preprocessing.resize
     ]
-    if preprocessing.resize == "exact" and preprocessing.crop is None:
+    if preprocessing.resizer == "torch_float":
+        kind = "DINOv3ViTImageProcessor"
+    elif preprocessing.resize == "exact" and preprocessing.crop is None:
         kind = "ViTImageProcessor"
     height, width = preprocessing.size
     size = {"shortest_edge": height} if preprocessing.resize == "shortest_edge" else {"height": height, "width": width}
@@ -182,10 +192,6 @@ def from_timm(pretrained: dict[str, Any], image_size: tuple[int, int]) -> Prepro
     mode = pretrained.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise UnknownNameError("crop_mode of timm", mode, ("center", "squash"))
-    if mode == "center" and size[0] != size[1]:
-        raise CheckpointError(
-            f"timm's crop_mode 'center' for a picture of {crop[0]}×{crop[1]} is not supported; only squares are."
-        )
     return Preprocessing(
         resize="exact" if mode == "squash" else "shortest_edge",
         size=cast(tuple[int, int], size),
@@ -245,4 +251,4 @@ def _interpolation(name: Any) -> Interpolation:
 
 
 def _channels(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in (values if isinstance(values, list | tuple) else [values]))
+    return tuple(float(value) for value in (values if isinstance(values, list | tuple) else [values] * 3))

@@ -6,7 +6,9 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -25,8 +27,8 @@ _DOCUMENTS = {"config.json", "preprocessor_config.json", "vitral.json"}
 def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") -> Path:
     """Write a model's weights, configuration, preprocessing and labels.
 
-    Everything is written beside the directory first and moved in when it is whole, weights last, so that an interrupted
-    call leaves what was there.
+    Everything is written beside the old files first and exchanged with them when it is whole, so that an interrupted call
+    leaves what was there.
 
     Args:
         model: a model of ours.
@@ -38,12 +40,14 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
 
     Raises:
         UnknownNameError: no such layout, or one that is only read.
-        UsageError: the layout has no way to state this model; nothing is written.
+        UsageError: the layout has no way to state this model, or the model is not what its configuration says; nothing is
+            written.
         OSError: the disk is full, or the directory cannot be written to.
     """
     writers = dict.fromkeys(one.name for one in LAYOUTS if one.compose)
     if layout not in writers:
         raise UnknownNameError("layout to write", layout, writers)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not hasattr(model, "record"):
         raise UsageError(
             f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
@@ -52,6 +56,7 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
     compose = next(fitting, None)
     if compose is None:
         raise UsageError(f"A {type(model).__name__} has no form in the layout of {layout}. Use layout='vitral'.")
+    _check_whole(model)
     written = compose(model)
     directory = Path(directory).expanduser()
     if directory.exists() and not directory.is_dir():
@@ -67,14 +72,47 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
             raise OSError(f"The weights could not be written to {directory} ({error}).") from error
         # safetensors makes files for their owner only; ours are as readable as any other.
         shutil.copymode(staging / next(iter(written.documents)), staging / "model.safetensors")
-        for name in (*written.documents, "model.safetensors"):
-            os.replace(staging / name, directory / name)  # noqa: PTH105 - atomic within a file system
-        for name in _DOCUMENTS - set(written.documents):
-            if _describes_weights(directory / name):  # those that were just replaced: it would be believed
-                (directory / name).unlink()
+        _exchange(staging, directory, [*written.documents, "model.safetensors"])
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return directory
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuse a model that could not be loaded again: changed by hand, not finite, or with labels for other classes."""
+    config, record = cast(Any, model).config, cast(Any, model).record
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
+    state = model.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        came = tuple(state[name].shape) if name in state else "nothing"
+        needed = tuple(expected[name]) if name in expected else "nothing"
+        if came != needed:
+            raise UsageError(
+                f"The model is not what its configuration says: {name} is {came}, not {needed}. To change the number of "
+                "classes use model.reset_head(n)."
+            )
+        if state[name].is_meta or not torch.isfinite(state[name]).all():
+            raise UsageError(f"{name} of the model holds numbers that are not finite, or none at all. Nothing was written.")
+    if record.labels and len(record.labels) != config.num_classes:
+        raise UsageError(f"The record names {len(record.labels)} classes, but the model has {config.num_classes}.")
+
+
+def _exchange(staging: Path, directory: Path, names: list[str]) -> None:
+    """Put the new files in the place of the old checkpoint's; if anything interrupts that, put the old ones back."""
+    before = staging / "before"
+    before.mkdir()
+    old = [name for name in _DOCUMENTS if name in names or _describes_weights(directory / name)]
+    try:
+        for name in ["model.safetensors", *old]:  # weights first: without them a half-changed folder is no checkpoint
+            if (directory / name).is_file():
+                os.replace(directory / name, before / name)  # noqa: PTH105 - atomic within a file system
+        for name in names:
+            os.replace(staging / name, directory / name)  # noqa: PTH105
+    except BaseException:
+        for path in before.iterdir():
+            os.replace(path, directory / path.name)  # noqa: PTH105
+        raise
 
 
 def _describes_weights(path: Path) -> bool:

@@ -108,9 +108,13 @@ def fill(
                 misshaped.append((name, tuple(tensors[name].shape), shape))
             fits = fits and name in tensors and tuple(tensors[name].shape) == shape
         if fits:
-            state[row.ours] = _checked(row.read([tensors[name] for name in row.theirs]), target, row.theirs[0], source)
+            parts = [tensors[name] for name in row.theirs]
+            tensor = _checked(row.read(parts), target, row.theirs[0], source)
+            # A file mapped into memory may be overwritten or cut short while the model lives.
+            shared = any(tensor.untyped_storage().data_ptr() == part.untyped_storage().data_ptr() for part in parts)
+            state[row.ours] = tensor.clone() if shared else tensor
     left = [name for name in tensors if name not in used]
-    dropped = [name for name in left if any(re.fullmatch(pattern, name) for pattern in ignored)]
+    dropped = [name for name in left if any(re.fullmatch(pattern, name) for pattern in ignored) or not tensors[name].numel()]
     unexpected = [(name, tuple(tensors[name].shape)) for name in left if name not in set(dropped)]
     if missing or unexpected or misshaped:
         raise MismatchError(source, missing=missing, unexpected=unexpected, misshaped=misshaped, advice=advice)

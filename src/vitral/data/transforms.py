@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 from PIL import Image
 from torch import Tensor
 
@@ -50,7 +50,7 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 Resize = Literal["exact", "shortest_edge", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropRounding = Literal["floor", "round"]
-Resizer = Literal["pillow", "torch"]
+Resizer = Literal["pillow", "torch", "torch_float"]
 
 # What PyTorch resizes as Pillow would, antialiased; the other filters are always Pillow's.
 _SHARED_FILTERS = ("bilinear", "bicubic", "lanczos")
@@ -76,7 +76,7 @@ class Preprocessing:
             "round": halves go to the even neighbour, as torchvision and timm do. Margins to be added follow one rule in
             all of them: the smaller half to the top and left.
         interpolation: the filter, by Pillow's name for it.
-        resizer: whose implementation of it.
+        resizer: whose implementation of it; "torch_float" does not round what it resized to whole levels.
         mean: per channel, in the units of the scaled pixels; three for RGB, one for a model that sees grey.
         std: per channel, likewise.
         scale: what 0..255 is multiplied with before normalising.
@@ -198,21 +198,23 @@ class Preprocessing:
         margin = length - crop
         return margin // 2 if self.crop_rounding == "floor" else round(margin / 2)
 
-    def _resized(self, picture: Picture, height: int, width: int) -> UInt8[Tensor, "c y x"]:
-        """The picture's pixels at another size."""
+    def _resized(self, picture: Picture, height: int, width: int) -> Num[Tensor, "c y x"]:
+        """The picture's pixels at another size, from 0 to 255."""
         image = picture.image if len(self.mean) == 3 else picture.image.convert("L")
         whole = picture.box is None or picture.box == (0, 0, *image.size)
-        by_torch = self.resizer == "torch" and self.interpolation in _SHARED_FILTERS and whole
+        by_torch = self.resizer != "pillow" and self.interpolation in _SHARED_FILTERS and whole
         if self.resize != "none" and not by_torch:
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()], picture.box)
         pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
         if pixels.shape[1:] == (height, width):
             return pixels
+        if self.resizer == "torch_float":
+            pixels = pixels.float()
         sized = F.interpolate(pixels[None], (height, width), mode=self.interpolation, align_corners=False, antialias=True)
         return sized[0]
 
 
-def _cut(pixels: UInt8[Tensor, "c y x"], top: int, left: int, height: int, width: int) -> UInt8[Tensor, "c v u"]:
+def _cut(pixels: Num[Tensor, "c y x"], top: int, left: int, height: int, width: int) -> Num[Tensor, "c v u"]:
     """A window of the pixels, black where it reaches beyond them."""
     beyond = (-min(left, 0), max(left + width - pixels.shape[2], 0), -min(top, 0), max(top + height - pixels.shape[1], 0))
     if any(beyond):

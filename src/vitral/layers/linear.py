@@ -21,6 +21,7 @@ def unrecorded(x: Tensor) -> bool:
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch.is_autocast_enabled(x.device.type)
+        or torch._C._functorch.peek_interpreter_stack() is not None  # torch.func: vmap, jvp, …
     )
 
 

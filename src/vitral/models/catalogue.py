@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from vitral.data.transforms import Preprocessing
-from vitral.errors import UnknownNameError, UsageError
+from vitral.errors import UnknownNameError
 from vitral.models.backbones import vit
 from vitral.models.record import Record
 
@@ -77,10 +77,10 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
             raise UnknownNameError(f"field of {type(entry.config).__name__}", option, known)
         if isinstance(overrides[option], int) and isinstance(getattr(entry.config, option), tuple):
             overrides[option] = (overrides[option],) * 2  # image_size=384
+        elif isinstance(overrides[option], list):
+            overrides[option] = tuple(overrides[option])
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    if overrides.get("num_classes", 0) < 0:
-        raise UsageError(f"num_classes must be 0 or more; {overrides['num_classes']} came.")
     model: Any = entry.build(replace(entry.config, **overrides))
     model.record = Record(architecture=name, preprocessing=_usual_preprocessing(model.config))
     return cast(nn.Module, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
@@ -16,11 +17,11 @@ class Record:
 
     Attributes:
         architecture: a name for the network, of the catalogue where one fits, else of the publisher.
-        layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google", "meta".
+        layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google".
         source: the path or Hub id they were read from.
         preprocessing: how a picture becomes the model's input; None where nobody said.
         labels: the name of every class, in the order of the logits; empty where nobody said.
-        multi_label: whether classes are independent of each other (sigmoid) rather than exclusive (softmax).
+        problem: what the logits mean: classes that exclude each other (softmax), that do not (sigmoid), or plain numbers.
         licence: the weights' licence as their publisher states it.
         notes: what a user should know about the reading: tensors left out on purpose, guesses made.
     """
@@ -30,7 +31,7 @@ class Record:
     source: str = ""
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
-    multi_label: bool = False
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
 

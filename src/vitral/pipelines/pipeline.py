@@ -9,20 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-import torch
 from torch import Tensor, nn
 
+from vitral.base.device import resolve_dtype
 from vitral.checkpoints.files import read_processor
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.pipelines.predictor import Failure, Predictor, load
 from vitral.pipelines.sources import sources_of
-from vitral.tasks.classification import ScoreFunction
+from vitral.tasks.classification import ScoreFunction, check_top_k
 
 __all__ = ["ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "Pipeline", "pipeline"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
 
 
 class Pipeline:
@@ -40,6 +38,7 @@ class Pipeline:
         self.predictor = predictor
         self.model, self.task, self.device = predictor.model, predictor.task, predictor.device
         self.defaults = self.options | self._checked(options)
+        self.decoding(self.defaults)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.predictor!r})"
@@ -99,6 +98,7 @@ class ImageClassificationPipeline(Pipeline):
         function = str(told["function_to_apply"] or "default").lower()
         if function not in get_args(ScoreFunction):
             raise UnknownNameError("function_to_apply", function, get_args(ScoreFunction))
+        check_top_k(told["top_k"])
         return {"function": function, "top_k": told["top_k"]}
 
     def shaped(self, result: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -168,22 +168,20 @@ def _predictor(task: str | None, model: str | Path | nn.Module, building: dict[s
         raise UsageError(f"framework={building['framework']!r} was asked for; Vitral computes with PyTorch ('pt') only.")
     if building.get("revision") and isinstance(model, str) and not Path(model).exists():
         model = f"{model}@{building['revision']}"
-    dtype = building.get("dtype") or building.get("torch_dtype") or torch.float32
-    if isinstance(dtype, str):
-        if dtype not in _DTYPES:
-            raise UnknownNameError("dtype", dtype, _DTYPES)
-        dtype = _DTYPES[dtype]
+    dtype = building.get("dtype") or building.get("torch_dtype")
     kept: dict[str, Any] = {name: building[name] for name in ("architecture", "num_classes", "decoding") if name in building}
     processor = building.get("image_processor") or building.get("feature_extractor")
     if processor is not None:
         kept["preprocessing"] = _preprocessing(processor)
     device = building.get("device", building.get("device_map"))
-    return load(model, task=task, device=device, dtype=dtype, **kept)
+    return load(model, task=task, device=device, dtype=resolve_dtype(dtype), **kept)
 
 
 def _preprocessing(processor: Any) -> Preprocessing:
     if isinstance(processor, Preprocessing):
         return processor
-    if isinstance(processor, dict):
-        return from_transformers(processor, "", (224, 224))
-    return from_transformers(read_processor(processor), "", (224, 224))
+    content = processor if isinstance(processor, dict) else read_processor(processor)
+    found = from_transformers(content, "", (224, 224))
+    if found is None:
+        raise UsageError(f"The image_processor {content.get('image_processor_type')!r} is not known. Pass a Preprocessing.")
+    return found

@@ -11,11 +11,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from vitral.base.device import resolve_device
+from vitral.base.device import resolve_device, resolve_dtype
 from vitral.base.frame import Seen
 from vitral.base.image import PictureSource, read_picture
 from vitral.checkpoints.load import load_model
@@ -26,8 +27,8 @@ from vitral.tasks.catalogue import TASKS
 
 __all__ = ["Failure", "Predictor", "load"]
 
-_Prepared = tuple[Float[Tensor, "c y x"], Seen]
-"""A picture on its way: the model's input, and what it shows."""
+_Prepared = tuple[Tensor, Seen]
+"""A picture on its way: the model's input (c y x), and what it shows."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Predictor:
         task: a key of `TASKS`; by default what the model can do (classification if it has classes, else features).
         preprocessing: how pictures are prepared; by default as the model's record says.
         device: see `base.device.resolve_device`.
-        dtype: the precision the model computes in.
+        dtype: the precision the model computes in: "float32", "bfloat16", "float16" or PyTorch's own.
         decoding: "fast" reads a large JPEG at a half, a quarter or an eighth of its size, at least five times what the model
             sees (pixels then differ by 0.2 of 255 levels on average); "exact" always reads it whole.
         **options: passed to the task's decoding (`top_k`, `function`).
@@ -73,10 +74,16 @@ class Predictor:
         task: str | None = None,
         preprocessing: Preprocessing | None = None,
         device: str | int | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         decoding: Literal["fast", "exact"] = "fast",
         **options: Any,
     ) -> None:
+        if not hasattr(model, "record"):
+            raise UsageError(
+                f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
+            )
+        if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+            raise UsageError(f"preprocessing must be a Preprocessing; {preprocessing!r:.80} came.")
         classes = cast(Any, model).config.num_classes
         fitting = (name for name, one in TASKS.items() if classes or not one.needs_classes)
         task = task or next(fitting)
@@ -90,8 +97,8 @@ class Predictor:
         if decoding not in ("fast", "exact"):
             raise UnknownNameError("decoding", decoding, ("fast", "exact"))
         self.task, self.options = task, TASKS[task].chosen(options)
-        self.device, self.dtype, self.decoding = resolve_device(device), dtype, decoding
-        self.model = model.eval().to(self.device, dtype)
+        self.device, self.dtype, self.decoding = resolve_device(device), resolve_dtype(dtype), decoding
+        self.model = model.eval().to(self.device, self.dtype)
         self.record = cast(Any, model).record
         found = preprocessing or self.record.preprocessing
         if found is None:
@@ -118,7 +125,7 @@ class Predictor:
 
     def stream(
         self,
-        pictures: Iterable[PictureSource],
+        pictures: Iterable[Any],
         *,
         batch_size: int = 8,
         workers: int | None = None,
@@ -140,19 +147,25 @@ class Predictor:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(f"batch_size must be a whole number of at least 1; {batch_size!r} came.")
+        if isinstance(pictures, str | bytes | Path):
+            raise UsageError(f"stream takes many pictures; {pictures!r:.80} is one. Put it into a list.")
         if on_error not in ("record", "raise"):
             raise UnknownNameError("on_error", on_error, ("record", "raise"))
         chosen = TASKS[self.task].chosen(options, self.options)
 
-        def prepare(picture: PictureSource) -> _Prepared | Failure:
+        def prepare(picture: Any) -> _Prepared | Failure:
             try:
                 return self._prepare(picture, keep_picture=keep_pictures, timeout=timeout)
             except PictureError as error:
                 if on_error == "raise":
                     raise
                 return Failure(error.name, error.reason)
+            except UsageError as error:  # an item that is no picture at all
+                if on_error == "raise":
+                    raise
+                return Failure(f"<{type(picture).__name__}>", str(error))
 
-        prepared = overlapped(pictures, prepare, ahead=2 * batch_size, workers=workers)
+        prepared = overlapped(map(_kept, pictures), prepare, ahead=2 * batch_size, workers=workers)
         return self._streamed(prepared, batch_size, chosen)
 
     def _streamed(self, prepared: Iterator[_Prepared | Failure], batch_size: int, options: Any) -> Iterator[Any]:
@@ -180,6 +193,13 @@ class Predictor:
             for place, result in zip(places, TASKS[self.task].decode(output, seen, self.record, options), strict=True):
                 answers[place] = result
         return answers
+
+
+def _kept(picture: Any) -> Any:
+    """A picture in memory as it is now: a camera's loop may write the next one into the same array while this one waits."""
+    if isinstance(picture, np.ndarray | Image.Image | bytearray):
+        return picture.copy()
+    return picture.clone() if isinstance(picture, Tensor) else picture
 
 
 def load(

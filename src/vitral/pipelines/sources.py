@@ -51,7 +51,7 @@ def sources_of(inputs: Any) -> Sources:
     if isinstance(inputs, str | Path):
         return _named(inputs)
     if isinstance(inputs, list | tuple):
-        return Sources("many", list(inputs))
+        return Sources("many", [item[0] if isinstance(item, tuple) and item else item for item in inputs])
     if isinstance(inputs, np.ndarray | Tensor):
         return Sources("many", list(inputs)) if inputs.ndim == 4 else Sources("one", [inputs])
     if isinstance(inputs, bytes | bytearray | memoryview | Image.Image) or hasattr(inputs, "read"):

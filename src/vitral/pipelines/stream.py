@@ -6,8 +6,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
+
+from vitral.errors import UsageError
 
 __all__ = ["batched", "overlapped"]
 
@@ -28,19 +29,34 @@ def overlapped(
         work: should release Python's lock to be of use, as decoding and resizing pictures do.
         ahead: how many results may wait.
         workers: threads; as many as there are processors, up to 8, unless told. 0 works in the consumer's thread.
+
+    Raises:
+        UsageError: `workers` is no number of threads.
     """
-    if workers == 0:
-        yield from map(work, items)
-        return
-    workers = workers or min(8, os.cpu_count() or 1)
-    drawn = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="vitral-read") as pool:
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise UsageError(f"The number of reading threads must be a whole number of at least 0; {workers!r} came.")
+    return map(work, items) if workers == 0 else _overlapped(iter(items), work, ahead, workers)
+
+
+def _overlapped(drawn: Iterator[_In], work: Callable[[_In], _Out], ahead: int, workers: int | None) -> Iterator[_Out]:
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="vitral-read") as pool:
         waiting: deque[Future[_Out]] = deque()
+
+        def draw() -> None:
+            try:
+                waiting.append(pool.submit(work, next(drawn)))
+            except StopIteration:
+                pass
+            except Exception as error:  # of the items; it waits for its turn like a result
+                waiting.append(Future())
+                waiting[-1].set_exception(error)
+
         try:
-            waiting.extend(pool.submit(work, item) for item in islice(drawn, ahead))
+            for _ in range(ahead):
+                draw()
             while waiting:
                 result = waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in islice(drawn, 1))
+                draw()
                 yield result
         finally:
             for future in waiting:
@@ -48,7 +64,18 @@ def overlapped(
 
 
 def batched(items: Iterable[_In], size: int) -> Iterator[list[_In]]:
-    """Lists of `size` items, the last one perhaps shorter."""
+    """Lists of `size` items, the last one perhaps shorter, as is the one before an exception of the items."""
+    batch: list[_In] = []
     drawn = iter(items)
-    while batch := list(islice(drawn, size)):
+    try:
+        for item in drawn:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch

@@ -23,7 +23,7 @@ from vitral.models.record import Record
 __all__ = ["Classification", "Options", "ScoreFunction", "check_top_k", "decode", "scores_of"]
 
 ScoreFunction = Literal["default", "softmax", "sigmoid", "none"]
-"""How logits become scores; "default" is sigmoid for one class or independent classes, else softmax."""
+"""How logits become scores; "default" is what the record's problem asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,8 @@ def scores_of(logits: Float[Tensor, "b c"], function: ScoreFunction, record: Rec
     if not torch.isfinite(logits).all():
         raise UsageError("The model's logits are not finite numbers (NaN or infinity). Try dtype='float32'.")
     if function == "default":
-        function = "sigmoid" if record.multi_label or logits.shape[1] == 1 else "softmax"
+        independent = record.problem == "multi_label" or logits.shape[1] == 1
+        function = "none" if record.problem == "regression" else "sigmoid" if independent else "softmax"
     return logits.softmax(1) if function == "softmax" else logits.sigmoid() if function == "sigmoid" else logits
 
 

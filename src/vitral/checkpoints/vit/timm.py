@@ -70,12 +70,11 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     config = _config(tensors, told, name, architecture, notes)
     spelling = _spelling(tensors)
     pretrained = _pretrained(told)
-    publisher = "timm" if told else "meta"
     record = Record(
         architecture=name,
         layout="timm",
         source=files.source,
-        preprocessing=from_timm(pretrained, config.image_size) if pretrained else _published(config, publisher),
+        preprocessing=_prepared(pretrained, config),
         labels=_labels(told, config.num_classes),
         licence=pretrained.get("license"),
         notes=tuple(notes),
@@ -108,11 +107,18 @@ def _refuse_unreadable(name: str, tensors: Tensors, source: str) -> None:
         )
 
 
-def _published(config: ViTConfig, publisher: str) -> Preprocessing:
-    """How the papers' own code prepares pictures for evaluation: the shorter side to 256/224 of the cut, bicubic."""
-    height, width = config.image_size
+def _prepared(pretrained: dict[str, Any], config: ViTConfig) -> Preprocessing | None:
+    """How pictures are prepared: as the file says, else as the papers' own code evaluates.
+
+    That is the shorter side to 256/224 of the cut (to the cut itself from 384 on), bicubic.
+    """
+    if config.channels not in (1, 3):
+        return None
+    if pretrained:
+        return from_timm(pretrained, config.image_size)
+    height = config.image_size[0]
     resize = height if height >= 384 else int(256 / 224 * height)
-    return evaluation((height, width), resize=resize, inception=publisher != "timm" and config.relative_bias != "none")
+    return evaluation(config.image_size, resize=resize, inception=config.relative_bias != "none")
 
 
 def _ignored(tensors: Tensors) -> tuple[str, ...]:
@@ -177,7 +183,9 @@ def _config(
         prefix_positions=placed,
         relative_bias=relative,  # type: ignore[arg-type]
         norm="layer" if "norm1.bias" in block else "rms",
-        norm_eps=1e-5 if re.search(r"^vit_.*_clip_|aimv2|beit3", name) else 1e-6,
+        norm_eps=1e-5
+        if re.search(r"^vit_.*_clip_|aimv2|beit3", name) or (not name and "norm_pre.weight" in tensors)
+        else 1e-6,
         norm_placement="res_post" if "_rpn_" in name else "pre",
         stem_norm="norm_pre.weight" in tensors,
         final_norm=final_norm,
@@ -192,6 +200,11 @@ def _config(
         pool_norm=pooled_norm,
     )
     if architecture is None:
+        if not name:
+            notes.append(
+                f"No tensor shows the activation ({config.activation}), the norms' epsilon ({config.norm_eps:g}), where the "
+                "norms stand (before the branches) or whether queries and keys are rotated (no); what is usual was assumed."
+            )
         return config
     said = ("norm_eps", "norm_placement", "activation", "pool_prefix")
     return replace(config, **{field: getattr(architecture, field) for field in said})

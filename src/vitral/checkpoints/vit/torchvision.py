@@ -34,6 +34,9 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
         layout="torchvision",
         source=files.source,
         preprocessing=_preprocessing(config),
+        notes=()
+        if architecture or config.width in _HEADS
+        else (f"{config.heads} heads were assumed; the file does not say.",),
         licence="bsd-3-clause",
     )
     return Plan(

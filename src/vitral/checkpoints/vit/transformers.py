@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -52,6 +52,12 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 
+_PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
 # Names in memory since transformers 5 → names on disk.
 _IN_MEMORY = [
     (r"^layers\.", "encoder.layer."),
@@ -81,13 +87,16 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     model_type = str(told["model_type"])
     tensors = _disk_names(files.tensors, model_type)
     config = _config(told, model_type, tensors)
+    preprocessing = from_transformers(files.preprocessor, model_type, config.image_size)
+    unknown = f"Pictures are prepared by {files.preprocessor.get('image_processor_type')}, which is not known here."
     record = Record(
         architecture=model_type,
         layout="transformers",
         source=files.source,
-        preprocessing=from_transformers(files.preprocessor, model_type, config.image_size),
+        preprocessing=preprocessing,
+        notes=() if preprocessing else (unknown,),
         labels=_labels(told, config.num_classes),
-        multi_label=told.get("problem_type") == "multi_label_classification",
+        problem=_PROBLEMS.get(str(told.get("problem_type")), "single_label"),
         licence=told.get("license"),
     )
     return Plan(
@@ -130,6 +139,8 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
     if activation not in _ACTIVATIONS:
         raise UnknownNameError("activation (hidden_act in config.json)", activation, _ACTIVATIONS)
     head = next((name for name in ("classifier.weight", "cls_classifier.weight") if name in tensors), None)
+    if "pooler.dense.weight" in tensors and value("pooler_act") not in (None, "tanh"):
+        raise CheckpointError(f"The pooler's activation is {value('pooler_act')!r}; only tanh was ever published.")
     beit, dinov2, dinov3 = model_type in _BEIT, model_type in _DINOV2, model_type == "dinov3_vit"
     swiglu = bool(value("use_swiglu_ffn") or value("use_gated_mlp"))
     ratio_width = width * _whole(value("mlp_ratio") or 4)
@@ -168,7 +179,7 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
             layer_scale=float(value("layer_scale_init_value")) or None,
             pool="mean" if mean else "class",
             pool_norm=mean,
-            final_norm=not mean,
+            final_norm="layernorm.weight" in tensors,
         )
     if dinov2:
         # transformers rounds two thirds of the width up to a multiple of eight, as DINOv2 does.
@@ -392,7 +403,8 @@ def _compose(model: nn.Module) -> Written:
     if config.num_classes:
         names = {str(index): record.label(index) for index in range(config.num_classes)}
         described |= {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
-        described["problem_type"] = "multi_label_classification" if record.multi_label else "single_label_classification"
+        if config.num_classes > 1 or record.problem != "single_label":  # transformers has no single label of one class
+            described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
     documents = {"config.json": described}
     if record.preprocessing is not None:
         documents["preprocessor_config.json"] = to_transformers(record.preprocessing)

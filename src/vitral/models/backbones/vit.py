@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,11 +46,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "num_classes": (0, 10_000_000),
     "registers": (0, 10_000),
     "rotary_base": (1e-6, 1e12),
-    "norm_eps": (0, 1),
+    "norm_eps": (0.0, 1.0),
     "layer_scale": (-1e6, 1e6),
     "representation": (1, 100_000),
-    "dropout": (0, 1),
-    "drop_path": (0, 1),
+    "dropout": (0.0, 0.999),
+    "drop_path": (0.0, 0.999),
 }
 
 
@@ -137,10 +137,15 @@ class ViTConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         for field, (low, high) in _RANGES.items():
-            values = getattr(self, field)
-            for value in values if isinstance(values, tuple) else (values,):
-                if value is not None and not low <= value <= high:
-                    raise UsageError(f"{field} must be from {low} to {high}; {values} came.")
+            value, sides = getattr(self, field), field.endswith("_size")
+            numbers = value if sides and isinstance(value, tuple) and len(value) == 2 else (value,)
+            kinds: Any = int if isinstance(low, int) else int | float
+            for number in () if value is None else numbers:
+                if not isinstance(number, kinds) or isinstance(number, bool):
+                    kind = "two whole numbers" if sides else "a whole number" if kinds is int else "a number"
+                    raise UsageError(f"{field} must be {kind}; {value!r} came.")
+                if not low <= number <= high:
+                    raise UsageError(f"{field} must be from {low} to {high}; {value!r} came.")
         if self.width % self.heads:
             raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}.")
         if min(self.grid) < 1:
@@ -151,6 +156,8 @@ class ViTConfig:
             raise UsageError(f"Sinusoidal positions need a width that is a multiple of 4, not {self.width}.")
         if self.pool in ("class", "class_and_mean") and not self.class_token:
             raise UsageError(f"pool={self.pool!r} reads the class token, but class_token=False. Use 'mean' or 'attention'.")
+        if self.mlp == "swiglu" and self.activation not in ("gelu", "silu"):
+            raise UsageError(f"A swiglu network is gated by silu; activation={self.activation!r} came.")
         if self.distillation_head and not self.distillation_token:
             raise UsageError("distillation_head=True needs distillation_token=True.")
         if self.relative_bias != "none" and self.prefix != 1:
