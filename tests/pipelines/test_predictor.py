@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -184,14 +186,21 @@ def test_answers_before_an_exception_of_the_source_arrive(predictor: Predictor, 
     assert [next(stream).name for _ in range(6)] == [str(photo) for photo in photos[:6]]
 
 
-def test_what_is_no_picture_is_one_failure_of_many(predictor: Predictor, photos: list[Path]) -> None:
-    first, second, third = predictor.stream([photos[0], {"no": "picture"}, photos[1]])
-    assert isinstance(second, Failure)
-    assert second.name == "<dict>"
-    assert first.labels
-    assert third.labels
-    with pytest.raises(UsageError, match=r"is one\. Put it into a list"):
-        list(predictor.stream(str(photos[0])))  # not one failure per letter
+def test_what_is_no_picture_is_one_failure_of_many(checkpoint: Path, photos: list[Path]) -> None:
+    script = (
+        "import sys, vitral\n"
+        "answers = list(vitral.load(sys.argv[1]).stream([sys.argv[2], {'no': 'picture'}, sys.argv[2]]))\n"
+        "print(*[type(answer).__name__ for answer in answers], answers[1].name)\n"
+    )
+    # In a process of its own: here the tests' type checks would speak first.
+    run = [sys.executable, "-c", script, str(checkpoint), str(photos[0])]
+    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["Classification", "Failure", "Classification", "<dict>"]
+
+
+def test_one_picture_is_no_stream(predictor: Predictor, photos: list[Path]) -> None:
+    with pytest.raises(UsageError, match=r"is one\. Put it into a list"):  # not one failure per letter
+        predictor.stream(str(photos[0]))
 
 
 def test_numbers_stay_numbers(checkpoint: Path, photos: list[Path]) -> None:
