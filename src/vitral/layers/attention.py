@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
         self.key_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
         self.product = ScaledDotProduct(head_width**-0.5, dropout)
         self.projection = Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
         self,
@@ -93,9 +93,10 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(tokens)
         if self.keyless_bias:
             qkv = qkv + torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        queries, keys, values = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        batch, count, _ = tokens.shape
+        queries, keys, values = qkv.view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         queries, keys = self.query_norm(queries), self.key_norm(keys)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         mixed = self.product(queries, keys, values, bias)
-        return self.dropout(self.projection(mixed.transpose(1, 2).flatten(2)))
+        return self.dropout(self.projection(mixed.transpose(1, 2).reshape(batch, count, -1)))

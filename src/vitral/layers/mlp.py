@@ -67,7 +67,7 @@ class Mlp(nn.Module):
         self.up = Linear(width, hidden, bias=bias)
         self.nonlinearity = Nonlinearity(activation)
         self.down = Linear(hidden, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every token on its own."""
@@ -94,7 +94,7 @@ class SwiGLU(nn.Module):
         self.gate_up = Linear(width, 2 * hidden, bias=bias)
         self.nonlinearity = Nonlinearity("silu")
         self.down = Linear(hidden, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every token on its own."""

@@ -200,7 +200,7 @@ class ViT(nn.Module):
         self.mask_token = _token(1, width, config.mask_token)
         rows = config.prefix_positions + config.grid[0] * config.grid[1]
         self.position_table = _token(rows, width, config.position == "learned")
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.stem_norm = self._norm() if config.stem_norm else nn.Identity()
         self.relative_bias = RelativeBias(config.grid, config.heads) if config.relative_bias == "shared" else None
         self.rotary = Rotary2d(width // config.heads, config.rotary_base) if config.rotary else None
@@ -224,11 +224,14 @@ class ViT(nn.Module):
             pixels: prepared pictures; see `layers.patch.PatchEmbedding` for sizes that the patch does not divide.
             mask: patches to be replaced by the mask token, for masked image modelling.
         """
+        config = self.config
         tokens, grid = self.embed(pixels, mask)
         shared = self.relative_bias(grid) if self.relative_bias is not None else None
         rotation: Rotation | None = self.rotary(grid, tokens) if self.rotary is not None else None
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens, self.block_biases[index](grid) if self.block_biases else shared, rotation)
+        own = (bias(grid) for bias in self.block_biases)  # one at a time: each is as large as an attention map
+        for block in self.blocks:
+            bias = next(own) if config.relative_bias == "per_block" else shared
+            tokens = block(tokens, bias, rotation)
         tokens = self.norm(tokens)
         pooled = self.representation(self.pool_norm(self.pooled(tokens)))
         heads = self.classify(tokens, pooled)
