@@ -12,7 +12,7 @@ from torch import Tensor, nn
 __all__ = ["Linear", "unrecorded"]
 
 # Multiplications from which oneDNN's kernel makes up for the 14 µs that preparing it takes.
-_WORTHWHILE = 2**25
+_WORTHWHILE = 2**24
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
