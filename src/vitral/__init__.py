@@ -1,4 +1,4 @@
-"""Vitral: transformers in vision. Run a published checkpoint, look inside it, train it, put it to work.
+"""Vitral: transformers in vision. Published checkpoints of every layout, from a picture to the right answer.
 
 This page is the front door. Its names live in the rooms behind it and are fetched when first asked for, so that
 `import vitral` costs milliseconds and does not import torch (PEP 562).

@@ -137,7 +137,7 @@ def predict(
     \b
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
     vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
-    vitral predict holiday/ --model checkpoint/ --json | jq .classes[0].label
+    vitral predict holiday/ --model checkpoint/ --json | jq '.classes[0].label'
 
     Ends with code 1 if a picture could not be read; the others are answered for.
     """
