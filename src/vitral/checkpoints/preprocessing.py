@@ -57,14 +57,6 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "image_mean": CLIP_MEAN,
         "image_std": CLIP_STD,
     },
-    "CLIP": {
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "resample": 3,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-    },
     "DINOv3ViT": {
         "size": {"height": 224, "width": 224},
         "resample": 2,
@@ -73,6 +65,8 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+_PROCESSORS["CLIP"] = _PROCESSORS["Bit"]
 
 # Model type → processor, for a checkpoint without a preprocessor_config.json.
 _FAMILIES = {
