@@ -64,8 +64,6 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": IMAGENET_STD,
     },
 }
-
-
 _PROCESSORS["CLIP"] = _PROCESSORS["Bit"]
 
 # Model type → processor, for a checkpoint without a preprocessor_config.json.

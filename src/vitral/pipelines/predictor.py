@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor, nn
 
 from vitral.base.device import resolve_device, resolve_dtype
@@ -156,14 +156,12 @@ class Predictor:
         def prepare(picture: Any) -> _Prepared | Failure:
             try:
                 return self._prepare(picture, keep_picture=keep_pictures, timeout=timeout)
-            except PictureError as error:
+            except (PictureError, UsageError) as error:
                 if on_error == "raise":
                     raise
-                return Failure(error.name, error.reason)
-            except UsageError as error:  # an item that is no picture at all
-                if on_error == "raise":
-                    raise
-                return Failure(f"<{type(picture).__name__}>", str(error))
+                if isinstance(error, PictureError):
+                    return Failure(error.name, error.reason)
+                return Failure(f"<{type(picture).__name__}>", str(error))  # an item that is no picture at all
 
         prepared = overlapped(map(_kept, pictures), prepare, ahead=2 * batch_size, workers=workers)
         return self._streamed(prepared, batch_size, chosen)
@@ -196,8 +194,11 @@ class Predictor:
 
 
 def _kept(picture: Any) -> Any:
-    """A picture in memory as it is now: a camera's loop may write the next one into the same array while this one waits."""
-    if isinstance(picture, np.ndarray | Image.Image | bytearray):
+    """A picture in memory as it is now: a camera's loop may write the next one into the same array while this one waits.
+
+    An opened file is left alone: copying would decode it here, where the threads that read should.
+    """
+    if isinstance(picture, np.ndarray | Image.Image | bytearray) and not isinstance(picture, ImageFile.ImageFile):
         return picture.copy()
     return picture.clone() if isinstance(picture, Tensor) else picture
 

@@ -27,7 +27,8 @@ from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
-# Widths whose heads are not 64 channels wide: H, so400m, g and G.
+# Networks whose heads are not 64 channels wide: two by name, and H, so400m, g and G by width.
+_HEADS_BY_NAME = {"giantopt": 16, "vit_base_patch16_gap_224": 16}
 _HEADS = {1280: 16, 1152: 16, 1408: 16, 1664: 16}
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -231,12 +232,9 @@ def _heads(
         return architecture.heads
     if name.startswith("test_vit"):
         return width // 32
-    if (
-        re.search(r"siglip|vit_base_patch16_gap", name)
-        and width in (768, 1536)
-        and re.search("giantopt|base_patch16_gap_224", name)
-    ):
-        return 16 if "giantopt" in name or "siglip" not in name else 12
+    named = next((heads for part, heads in _HEADS_BY_NAME.items() if part in name), None)
+    if named is not None:
+        return named
     if width in _HEADS:
         return _HEADS[width]
     if width % 64:
