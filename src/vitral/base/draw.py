@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["draw_bars"]
+from vitral.base.colours import ColourMap, coloured, stretched
+
+__all__ = ["draw_bars", "draw_heat"]
 
 _INK, _PAPER, _TRACK, _BAR = (24, 32, 46), (255, 255, 255), (232, 236, 241), (0, 114, 178)
 """Dark slate on white, and the blue of Okabe and Ito's palette, which colour-blind people tell apart."""
@@ -40,6 +44,31 @@ def draw_bars(image: Image.Image, rows: Sequence[tuple[str, float]], *, longest:
         if length > 3:
             pen.rounded_rectangle((margin, track[1], margin + length, track[3]), 2, _BAR)
     return sheet
+
+
+def draw_heat(
+    image: Image.Image,
+    heat: Float[np.ndarray, "y x"],
+    *,
+    colours: ColourMap = "inferno",
+    signed: bool = False,
+    strength: float = 0.75,
+) -> Image.Image:
+    """A copy of a picture with heat on it: the hotter, the more its colour covers the (greyed) picture.
+
+    Args:
+        image: an RGB picture; it is left as it is.
+        heat: a number for each of its pixels.
+        colours: of the heat, from least to greatest.
+        signed: whether signs count; then zero is in the middle of the colours and covers nothing.
+        strength: how much of the picture the greatest heat covers, from 0 to 1.
+    """
+    level = stretched(heat, signed=signed)
+    cover = strength * (np.abs(2 * level - 1) if signed else 0.25 + 0.75 * level)[..., None]
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]
+    ground = 0.4 * np.asarray(image, dtype=np.float64) + 0.6 * grey
+    mixed = (1 - cover) * ground + cover * coloured(level, colours)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
 def _shortened(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:

@@ -8,10 +8,10 @@ coordinates resizing is a multiplication and cropping a subtraction, so both dir
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from vitral.base.image import Picture
 from vitral.errors import UsageError
@@ -69,6 +69,45 @@ class Frame:
         """Boxes (x0, y0, x1, y1) of the picture, in pixels, as boxes of the model's input; not clipped to it."""
         boxes = np.asarray(boxes_xyxy)
         return self.to_input(boxes.reshape(*boxes.shape[:-1], 2, 2)).reshape(boxes.shape)
+
+    def resized(self, picture: tuple[int, int]) -> Frame:
+        """The frame of the same input in a copy of the picture of another (height, width)."""
+        down, across = (one * old / new for one, old, new in zip(self.scale, self.picture, picture, strict=True))
+        return replace(self, picture=picture, scale=(down, across))
+
+    def map_to_picture(
+        self, values: Shaped[np.ndarray, "i j"], cell: tuple[float, float] = (1.0, 1.0), *, outside: float = 0.0
+    ) -> Float[np.ndarray, "y x"]:
+        """A map over the model's input as a map over the picture, interpolated linearly between the cells' centres.
+
+        Args:
+            values: one for each cell, the first at the input's top left corner.
+            cell: (height, width) of a cell in input pixels: 1 for a value per pixel, the patch size for one per patch.
+            outside: the value where the picture was cropped away, or where no cell reaches.
+        """
+        lines = [
+            _interpolation(self.picture[axis], self.scale[axis] / cell[axis], self.offset[axis] / cell[axis], count)
+            for axis, count in enumerate(values.shape)
+        ]
+        (rows, row_inside), (columns, column_inside) = lines
+        mapped = rows @ np.asarray(values, dtype=np.float32) @ columns.T
+        mapped[~row_inside] = outside
+        mapped[:, ~column_inside] = outside
+        return mapped
+
+
+def _interpolation(
+    length: int, scale: float, offset: float, count: int
+) -> tuple[Float[np.ndarray, "y i"], Bool[np.ndarray, " y"]]:
+    """Weights of `count` cells for each of `length` pixels along one axis, and which pixels any cell covers.
+
+    Where a pixel is wider than a cell, the triangle of weights is as wide as the pixel, so that no cell is skipped.
+    """
+    places = (np.arange(length) + 0.5) * scale - offset
+    inside = (places >= 0) & (places <= count)
+    near = places.clip(0.5, count - 0.5)[:, None] - (np.arange(count) + 0.5)
+    weights = np.maximum(0.0, 1 - np.abs(near) / max(1.0, scale))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32), inside
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,14 @@
 Vaswani et al. 2017, "Attention Is All You Need", section 3.2, equation 1. Every other kind of attention in the house
 (windowed, cross, causal, divided, …) prepares queries, keys, values and a bias, and hands them to `ScaledDotProduct`.
 That module is the seam for looking inside: it receives everything the attention map is made of, so whoever wants
-the map can watch its inputs without `forward` knowing.
+the map can watch its inputs without `forward` knowing, and have it computed by `weights`.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitral.layers.linear import Linear
@@ -37,12 +37,44 @@ class ScaledDotProduct(nn.Module):
         queries: Float[Tensor, "b h n k"],
         keys: Float[Tensor, "b h m k"],
         values: Float[Tensor, "b h m v"],
-        bias: Float[Tensor, "#b #h #n m"] | None = None,
+        bias: Float[Tensor, "#b #h #n m"] | Bool[Tensor, "#b #h #n m"] | None = None,
     ) -> Float[Tensor, "b h n v"]:
-        """Mix the values; `bias` is added to the scaled products (−∞ where a token must not be seen)."""
+        """Mix the values.
+
+        Args:
+            queries: what the tokens ask for.
+            keys: what the tokens are found by.
+            values: what they tell.
+            bias: numbers added to the scaled products (−∞ where a token must not be seen), or whether a token may be seen.
+        """
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=self.scale
         )
+
+    def weights(
+        self,
+        queries: Float[Tensor, "b h n k"],
+        keys: Float[Tensor, "b h m k"],
+        bias: Float[Tensor, "#b #h #n m"] | Bool[Tensor, "#b #h #n m"] | None = None,
+    ) -> Float[Tensor, "b h n m"]:
+        """The attention map that `forward` mixes with, before dropout, in single precision at least.
+
+        Rows sum to one; the row of a token that may see nothing is zero, as in the fused kernels.
+        """
+        precise = torch.promote_types(queries.dtype, torch.float32)
+        with torch.autocast(queries.device.type, enabled=False):
+            logits = (queries.to(precise) * self.scale) @ keys.to(precise).transpose(-2, -1)
+        blind = bias is not None and bias.dtype == torch.bool
+        if torch.is_grad_enabled():
+            if bias is None:
+                return logits.softmax(-1)
+            return (logits.masked_fill(~bias, -torch.inf) if blind else logits + bias).softmax(-1).nan_to_num(0.0)
+        # In place, as the map is the largest tensor of a network. Softmax does not change when a row is shifted.
+        if bias is not None:
+            logits = logits.masked_fill_(~bias, -torch.inf) if blind else logits.add_(bias)
+        highest = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(precise).min)
+        weights = logits.sub_(highest).exp_()
+        return weights.div_(weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(precise).tiny))
 
 
 class SelfAttention(nn.Module):
@@ -86,10 +118,10 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "b n d"],
-        bias: Float[Tensor, "#b #h #n n"] | None = None,
+        bias: Float[Tensor, "#b #h #n n"] | Bool[Tensor, "#b #h #n n"] | None = None,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Attend; `bias` is added to the attention logits and `rotation` turns the patches' queries and keys."""
+        """Attend; for `bias` see `ScaledDotProduct`; `rotation` turns the patches' queries and keys."""
         qkv = self.qkv(tokens)
         if self.keyless_bias:
             qkv = qkv + torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitral.layers.norm import LayerScale
@@ -70,7 +70,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        bias: Float[Tensor, "#b #h #n n"] | None = None,
+        bias: Float[Tensor, "#b #h #n n"] | Bool[Tensor, "#b #h #n n"] | None = None,
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Transform the tokens."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageFile
 from torch import Tensor, nn
 
@@ -121,7 +122,7 @@ class Predictor:
             PictureError: the picture cannot be read.
         """
         chosen = TASKS[self.task].chosen(options, self.options) if options else self.options
-        return self._answer([self._prepare(picture, keep_picture=True, timeout=timeout)], chosen)[0]
+        return self._answer([self.prepare(picture, keep_picture=True, timeout=timeout)], chosen)[0]
 
     def stream(
         self,
@@ -155,7 +156,7 @@ class Predictor:
 
         def prepare(picture: Any) -> _Prepared | Failure:
             try:
-                return self._prepare(picture, keep_picture=keep_pictures, timeout=timeout)
+                return self.prepare(picture, keep_picture=keep_pictures, timeout=timeout)
             except (PictureError, UsageError) as error:
                 if on_error == "raise":
                     raise
@@ -172,7 +173,14 @@ class Predictor:
             for item in batch:
                 yield item if isinstance(item, Failure) else next(answers)
 
-    def _prepare(self, source: PictureSource, *, keep_picture: bool, timeout: float) -> _Prepared:
+    def prepare(
+        self, source: PictureSource, *, keep_picture: bool = True, timeout: float = 10.0
+    ) -> tuple[Float[Tensor, "c y x"], Seen]:
+        """A picture as the model's input, and what it shows.
+
+        Raises:
+            PictureError: the picture cannot be read.
+        """
         enough = self.preprocessing.reading_size if self.decoding == "fast" else None
         picture = read_picture(source, at_least=enough, timeout=timeout)
         pixels, frame = self.preprocessing(picture)

@@ -176,6 +176,12 @@ class ViTConfig:
         return self.class_token + self.distillation_token + self.registers
 
     @property
+    def prefix_names(self) -> tuple[str, ...]:
+        """What the tokens before the patches are called."""
+        names = ["class"] * self.class_token + ["distillation"] * self.distillation_token
+        return *names, *(f"register {number}" for number in range(1, self.registers + 1))
+
+    @property
     def pooled_width(self) -> int:
         """Channels of what the classifier reads."""
         return self.representation or self.width * (2 if self.pool == "class_and_mean" else 1)
@@ -237,6 +243,25 @@ class ViT(nn.Module):
         heads = self.classify(tokens, pooled)
         logits = torch.stack(heads).mean(0) if len(heads) > 1 else next(iter(heads), None)
         return EncoderOutput(tokens, grid, self.config.prefix, pooled, logits, heads)
+
+    def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
+        """The logits that every token of the residual stream would give, were it the whole picture's.
+
+        Each takes the road of the pooled vector: last norm, pooling (of itself alone), representation, classifier. At the
+        last block, where the class token is pooled, its row is the model's answer.
+
+        Raises:
+            UsageError: the model has no classifier.
+        """
+        if self.head is None:
+            raise UsageError("The model has no classifier to read tokens with.")
+        alone = self.norm(tokens).flatten(0, 1).unsqueeze(1)
+        if self.pool is not None:
+            pooled = self.pool(alone)
+        else:
+            pooled = alone[:, 0].repeat(1, 2 if self.config.pool == "class_and_mean" else 1)
+        logits: Tensor = self.head(self.representation(self.pool_norm(pooled)))
+        return logits.unflatten(0, tokens.shape[:2])
 
     def embed(
         self, pixels: Float[Tensor, "b c y x"], mask: Bool[Tensor, "b p"] | None = None
