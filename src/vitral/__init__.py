@@ -14,6 +14,7 @@ __all__ = [
     "__version__",
     "create_model",
     "errors",
+    "explain",
     "list_models",
     "load",
     "load_model",
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from vitral.checkpoints.load import load_model
     from vitral.checkpoints.save import save_model
+    from vitral.explanation.explain import explain
     from vitral.models.catalogue import create_model, list_models
     from vitral.pipelines.pipeline import pipeline
     from vitral.pipelines.predictor import load
@@ -33,6 +35,7 @@ else:
     # Hidden from type checkers, who would otherwise take every misspelt name for one that `__getattr__` may know.
     _HOME = {
         "create_model": "vitral.models.catalogue",
+        "explain": "vitral.explanation.explain",
         "list_models": "vitral.models.catalogue",
         "load": "vitral.pipelines.predictor",
         "load_model": "vitral.checkpoints.load",

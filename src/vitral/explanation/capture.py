@@ -109,6 +109,10 @@ class Captured:
             raise UsageError(f"Nothing passed {layer.name} yet: call the model inside the `with`.")
         return self._found[layer.name, part]
 
+    def inside(self, name: LayerName) -> bool:
+        """Whether a layer is part of a block; attention pooling, which reads the last block, is not."""
+        return find_layer(self._known, name).block is not None
+
     def keep(self, layer: str, part: Part, value: Any) -> None:
         """Take what was seen of a layer."""
         self._found[layer, part] = value

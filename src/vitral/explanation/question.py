@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitral.errors import UsageError
 from vitral.models.output import EncoderOutput
 
-__all__ = ["Heat", "Question", "ScoreOf", "reading_weights"]
+__all__ = ["Heat", "Question", "ScoreOf", "read_back", "reading_weights", "whole_number"]
 
 ScoreOf = Callable[[EncoderOutput], Float[Tensor, " b"]]
 """A score of the caller's own: one number for each picture of a batch."""
@@ -32,7 +33,7 @@ class Heat:
     notes: dict[str, Float[Tensor, " b"]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
     """Pictures of one size, and the score of each that is to be explained.
 
@@ -40,19 +41,24 @@ class Question:
         model: the network, in evaluation mode.
         pixels: its input.
         grid: rows and columns of patches of that input.
+        prefix: how many tokens stand before the patches.
         target: the class of each picture, or a score of the caller's own, or nothing for methods that know no class.
         problem: how logits become probabilities; see `models.record.Record`.
+        black: the input's values of a black pixel.
     """
 
     model: nn.Module
     pixels: Float[Tensor, "b c y x"]
     grid: tuple[int, int]
+    prefix: int
     target: Int[Tensor, " b"] | ScoreOf | None = None
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
-    prefix: int = field(init=False)
+    black: Float[Tensor, "1 c 1 1"] = field(default_factory=lambda: torch.zeros(1, 3, 1, 1))
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prefix", cast(Any, self.model).config.prefix)
+    @property
+    def tokens(self) -> int:
+        """How many tokens a picture has."""
+        return self.prefix + self.grid[0] * self.grid[1]
 
     @property
     def classes(self) -> Int[Tensor, " b"]:
@@ -62,8 +68,14 @@ class Question:
             UsageError: what is asked for is no class.
         """
         if not isinstance(self.target, Tensor):
-            raise UsageError("This method explains classes of the model; give it one as target.")
+            raise UsageError(
+                "This method explains a class of the model; its target cannot be a score of your own."
+            )
         return self.target
+
+    def differentiable(self) -> Float[Tensor, "b c y x"]:
+        """The input as something to differentiate by, so that everything behind it is in the graph."""
+        return self.pixels.detach().requires_grad_()
 
     def logit(self, output: EncoderOutput) -> Float[Tensor, " b"]:
         """The score before it becomes a probability, in single precision: what gradients are taken of."""
@@ -71,49 +83,84 @@ class Question:
             return self.target(output).float()
         return cast(Tensor, output.logits).float().gather(1, self.classes[:, None])[:, 0]
 
+    def probable(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        """Logits as probabilities, where they are logits of classes."""
+        if self.problem == "regression":
+            return logits
+        return logits.softmax(-1) if self.problem == "single_label" and logits.shape[-1] > 1 else logits.sigmoid()
+
     def probability(self, output: EncoderOutput) -> Float[Tensor, " b"]:
-        """The score as a probability, where there are classes: what is measured when pictures are changed."""
-        if callable(self.target) or self.problem == "regression":
+        """The score as a probability, where there are classes: what is watched when a picture is changed."""
+        if callable(self.target):
             return self.logit(output)
-        logits = cast(Tensor, output.logits).float()
-        scores = logits.softmax(1) if self.problem == "single_label" and logits.shape[1] > 1 else logits.sigmoid()
-        return scores.gather(1, self.classes[:, None])[:, 0]
+        return self.probable(cast(Tensor, output.logits).float()).gather(1, self.classes[:, None])[:, 0]
 
     @torch.no_grad()
-    def probabilities(self, pixels: Float[Tensor, "n c y x"], place: int, batch_size: int) -> Float[Tensor, " n"]:
-        """Probabilities of variants of the picture at one place in the batch, computed `batch_size` at a time."""
-        alone = self.alone(place)
-        found = []
-        for part in pixels.split(batch_size):
-            asked = alone if not isinstance(self.target, Tensor) else alone.repeated(len(part))
-            found.append(asked.probability(self.model(part)))
-        return torch.cat(found)
+    def probabilities(self, seen: Float[Tensor, "s y x"]) -> Float[Tensor, " s"]:
+        """Probabilities for the one picture asked about when only a part of it is seen.
+
+        Args:
+            seen: for each variant what share of each pixel is seen; the rest is grey (zero after normalisation). Pixels
+                beyond it, at the bottom and at the right, and everything if it is a single pixel, are seen.
+        """
+        height, width = self.pixels.shape[2:]
+        beyond = (0, width - seen.shape[2], 0, height - seen.shape[1])
+        whole = F.pad(seen, beyond, value=1.0).to(self.pixels)[:, None]
+        asked = self.repeated(len(seen))
+        return asked.probability(self.model(self.pixels * whole)).cpu()
+
+    def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
+        """Logits of tokens of the residual stream, read one by one as if each were pooled."""
+        logits: Tensor = cast(Any, self.model).read_tokens(tokens)
+        return logits
 
     def alone(self, place: int) -> Question:
         """The question about one picture of the batch."""
         target = self.target[place : place + 1] if isinstance(self.target, Tensor) else self.target
-        return Question(self.model, self.pixels[place : place + 1], self.grid, target, self.problem)
+        return replace(self, pixels=self.pixels[place : place + 1], target=target)
 
     def repeated(self, times: int) -> Question:
-        """The same question asked of each picture several times over."""
-        target = self.target.repeat(times) if isinstance(self.target, Tensor) else self.target
-        return Question(self.model, self.pixels.repeat(times, 1, 1, 1), self.grid, target, self.problem)
+        """The question about one picture asked of several variants of it."""
+        target = self.target.expand(times) if isinstance(self.target, Tensor) else self.target
+        return replace(self, target=target)
 
     def patches(self, of_tokens: Float[Tensor, "b n"]) -> Float[Tensor, "b i j"]:
-        """Values of all tokens as a map over the patches."""
+        """Values of all tokens as a map over the patches, in single precision."""
         return of_tokens[:, self.prefix :].float().unflatten(1, self.grid)
 
 
 def reading_weights(model: nn.Module, tokens: int) -> Float[Tensor, " n"] | None:
     """From which tokens of the last block the answer is read, as weights that sum to one; None for attention pooling."""
     config: Any = cast(Any, model).config
-    weights = torch.zeros(tokens)
     if config.pool == "attention":
         return None
+    weights = torch.zeros(tokens)
     if config.pool in ("mean", "class_and_mean"):
         weights[config.prefix :] = 1 / (tokens - config.prefix)
     if config.pool in ("class", "class_and_mean"):
         weights[0] = 1.0
-        if config.distillation_head:
-            weights[1] = 1.0
+    if config.distillation_head:
+        weights[1] = 1.0
     return weights / weights.sum()
+
+
+def read_back(model: nn.Module, flow: Float[Tensor, "b n n"], pool: Float[Tensor, "b 1 m"] | None) -> Float[Tensor, "b n"]:
+    """What the answer took from each token of the input.
+
+    Args:
+        model: it knows which tokens it reads.
+        flow: what each token of the last block (rows) took from each of the input (columns).
+        pool: how attention pooling reads the last block's tokens, where a model does; of all tokens, or the patches alone.
+    """
+    weights = reading_weights(model, flow.shape[1])
+    if weights is not None:
+        return weights.to(flow) @ flow
+    if pool is None:
+        raise UsageError("The model pools by attention, but the map of its pool was not captured.")
+    return (pool.to(flow) @ flow[:, flow.shape[1] - pool.shape[2] :])[:, 0]
+
+
+def whole_number(name: str, number: Any) -> None:
+    """Refuse what is no whole number of at least one."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1; {number!r} came.")

@@ -1,0 +1,216 @@
+"""An explanation from a predictor and a picture: which parts mattered for which class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitral.base.frame import Seen
+from vitral.base.image import PictureSource
+from vitral.data.transforms import Preprocessing
+from vitral.errors import UnknownNameError, UsageError
+from vitral.explanation.capture import LayerName
+from vitral.explanation.geometry import TokenGeometry
+from vitral.explanation.methods import DEFAULT, METHODS
+from vitral.explanation.question import Question, ScoreOf
+from vitral.explanation.result import Explanation
+from vitral.models.output import EncoderOutput
+from vitral.models.record import Record
+
+__all__ = ["Prepares", "Target", "explain", "target_class"]
+
+Target = int | str | ScoreOf | None
+"""What to explain: a class by its place or its name, a score of one's own, or nothing: the best class."""
+
+
+class Prepares(Protocol):
+    """What an explanation needs of a predictor."""
+
+    model: nn.Module
+    record: Record
+    preprocessing: Preprocessing
+    device: torch.device
+    dtype: torch.dtype
+
+    def prepare(self, source: PictureSource) -> tuple[Float[Tensor, "c y x"], Seen]:
+        """A picture as the model's input, and what it shows."""
+
+
+@overload
+def explain(
+    predictor: Prepares,
+    picture: list[Any],
+    *,
+    method: str = ...,
+    target: Target | Sequence[Target] = ...,
+    layer: LayerName | None = ...,
+    head: int | str | None = ...,
+    **options: Any,
+) -> list[Explanation]: ...
+@overload
+def explain(
+    predictor: Prepares,
+    picture: PictureSource,
+    *,
+    method: str = ...,
+    target: Target | Sequence[Target] = ...,
+    layer: LayerName | None = ...,
+    head: int | str | None = ...,
+    **options: Any,
+) -> Explanation: ...
+def explain(
+    predictor: Prepares,
+    picture: PictureSource | list[Any],
+    *,
+    method: str = DEFAULT,
+    target: Target | Sequence[Target] = None,
+    layer: LayerName | None = None,
+    head: int | str | None = None,
+    **options: Any,
+) -> Explanation | list[Explanation]:
+    """Which parts of a picture mattered.
+
+    Args:
+        predictor: see `pipelines.predictor.load`.
+        picture: a path, address, bytes, file object, Pillow image, array or tensor; or a list of them, which is computed
+            as a batch.
+        method: a key of `explanation.methods.METHODS`, whose functions tell of their options.
+        target: the class to explain, by its place or its name; by default the best one. Or a function from the model's
+            output to one number per picture, for scores that are no class (not for every method). For a list of
+            pictures also a list.
+        layer: for methods that look at one layer: which, by number or name.
+        head: for methods that look at heads: one of them, or "mean", "max".
+        **options: of the method.
+
+    Returns:
+        An explanation, or a list of them for a list of pictures.
+
+    Raises:
+        PictureError: a picture cannot be read.
+        UnknownNameError: no such method, option, layer or class.
+        UsageError: a target outside the classes, a model without classes or without attention where they are needed.
+    """
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    chosen = options | {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
+    METHODS[method].check(method, chosen)
+    many = isinstance(picture, list)
+    pictures: list[Any] = picture if isinstance(picture, list) else [picture]
+    targets = list(target) if many and isinstance(target, list | tuple) else [cast(Target, target)] * len(pictures)
+    if len(targets) != len(pictures):
+        raise UsageError(f"{len(targets)} targets came for {len(pictures)} pictures.")
+    wanted = [_checked(predictor, one, method) for one in targets]
+    prepared = [predictor.prepare(one) for one in pictures]
+    groups: dict[tuple[torch.Size, Any], list[int]] = defaultdict(list)
+    for place, ((pixels, _), one) in enumerate(zip(prepared, wanted, strict=True)):
+        groups[pixels.shape, one if callable(one) else None].append(place)
+    found: list[Any] = [None] * len(prepared)
+    for places in groups.values():
+        pixels = torch.stack([prepared[place][0] for place in places])
+        seen = [prepared[place][1] for place in places]
+        explained = _explained(predictor, pixels, seen, [wanted[place] for place in places], method, chosen)
+        for place, explanation in zip(places, explained, strict=True):
+            found[place] = explanation
+    return found if many else found[0]
+
+
+def target_class(record: Record, classes: int, target: int | str) -> int:
+    """The place of a class among the model's logits.
+
+    Raises:
+        UsageError: there is no such place, or several classes are called so.
+        UnknownNameError: no class is called so.
+    """
+    if isinstance(target, str):
+        if target not in record.labels:
+            raise UnknownNameError("class", target, record.labels or [record.label(place) for place in range(classes)])
+        return record.index(target)
+    if isinstance(target, bool) or not isinstance(target, int):
+        raise UsageError(f"A target is a class's place or name, or a function of the model's output; {target!r} came.")
+    if not 0 <= target < classes:
+        raise UsageError(f"There is no class {target}: the model has {classes}, numbered 0 to {classes - 1}.")
+    return target
+
+
+def _checked(predictor: Prepares, target: Target, method: str) -> int | ScoreOf | None:
+    """The target as a class's place, a function, or None for the best class (or none at all)."""
+    classes: int = cast(Any, predictor.model).config.num_classes
+    if callable(target):
+        if not METHODS[method].needs_target:
+            raise UsageError(f"The method {method!r} knows no target; leave it out.")
+        return target
+    if not classes:
+        if target is not None or METHODS[method].needs_target:
+            free = ", ".join(repr(name) for name, one in METHODS.items() if not one.needs_target)
+            raise UsageError(
+                f"The model has no classes, and {method!r} explains one. Use {free}, which know no class, or pass a "
+                "function of the model's output as target."
+            )
+        return None
+    return None if target is None else target_class(predictor.record, classes, target)
+
+
+def _explained(
+    predictor: Prepares,
+    pixels: Float[Tensor, "b c y x"],
+    seen: Sequence[Seen],
+    targets: Sequence[int | ScoreOf | None],
+    method: str,
+    options: dict[str, Any],
+) -> list[Explanation]:
+    """Explanations of pictures whose inputs are of one size."""
+    # A caller's inference mode would forbid the gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = pixels.clone().to(predictor.device, predictor.dtype)
+        with torch.no_grad():
+            output: EncoderOutput = predictor.model(pixels)
+        target = _target(output, targets)
+        preprocessing = predictor.preprocessing
+        question = Question(
+            model=predictor.model,
+            pixels=pixels,
+            grid=output.grid,
+            prefix=output.prefix,
+            target=target,
+            problem=predictor.record.problem,
+            black=-(torch.tensor(preprocessing.mean) / torch.tensor(preprocessing.std)).view(1, -1, 1, 1).to(pixels),
+        )
+        heat = METHODS[method].find(question, **options)
+        classes = target.tolist() if METHODS[method].needs_target and isinstance(target, Tensor) else None
+        scores = question.probability(output).tolist() if classes is not None else None
+    values = heat.values.detach().float().cpu()
+    if not torch.isfinite(values).all():
+        raise UsageError(f"{method!r} found heat that is not a finite number (NaN or infinity). Try dtype='float32'.")
+    cell = cast(Any, predictor.model).config.patch_size if values.shape[1:] == output.grid else (1, 1)
+    return [
+        Explanation(
+            name=one.name,
+            method=method,
+            heat=values[place].numpy(),
+            cell=cell,
+            geometry=TokenGeometry.of(predictor.model, output.grid, one.frame),
+            target=None if classes is None else classes[place],
+            label=None if classes is None else predictor.record.label(classes[place]),
+            score=None if scores is None else scores[place],
+            signed=METHODS[method].signed,
+            picture=one.picture,
+            notes={name: float(numbers[place]) for name, numbers in heat.notes.items()},
+        )
+        for place, one in enumerate(seen)
+    ]
+
+
+def _target(output: EncoderOutput, targets: Sequence[int | ScoreOf | None]) -> Tensor | ScoreOf | None:
+    """The class of each picture, the best where none was named; or the one function that all of them share."""
+    if callable(targets[0]):
+        return targets[0]
+    if output.logits is None:
+        return None
+    best = output.logits.float().argmax(1).tolist()
+    classes = [found if wanted is None else wanted for found, wanted in zip(best, targets, strict=True)]
+    return torch.tensor(classes, device=output.logits.device)

@@ -1,0 +1,94 @@
+"""What becomes of a class when parts of the picture are hidden. No gradient, no look inside: it works for any network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vitral.errors import UsageError
+from vitral.explanation.question import Heat, Question, whole_number
+
+__all__ = ["occlusion", "rise"]
+
+
+def occlusion(question: Question, *, window: int | None = None, stride: int | None = None, batch_size: int = 32) -> Heat:
+    """How far the probability falls when a grey square hides a place (Zeiler and Fergus 2014, section 4.2).
+
+    A patch's heat is the mean over all squares that hide it.
+
+    Args:
+        question: what to explain.
+        window: side of the square in patches; by default a fifth of the grid's shorter side.
+        stride: patches from one square to the next; by default a third of the square's side, at least one.
+        batch_size: hidden variants computed at once.
+    """
+    rows, columns = question.grid
+    window = max(1, round(min(rows, columns) / 5)) if window is None else window
+    stride = max(1, window // 3) if stride is None else stride
+    for name, number in (("window", window), ("stride", stride), ("batch_size", batch_size)):
+        whole_number(name, number)
+    if window > min(rows, columns):
+        raise UsageError(f"window={window} does not fit a grid of {rows} × {columns} patches.")
+    corners = [(row, column) for row in _starts(rows, window, stride) for column in _starts(columns, window, stride)]
+    hidden = torch.stack([_square(question.grid, *corner, window) for corner in corners])
+    height, width = (side // count for side, count in zip(question.pixels.shape[2:], question.grid, strict=True))
+    heats = []
+    for place in range(len(question.pixels)):
+        whole = question.alone(place).probabilities(torch.ones(1, 1, 1))
+        left = [
+            question.alone(place).probabilities(1 - some.repeat_interleave(height, 1).repeat_interleave(width, 2))
+            for some in hidden.split(batch_size)
+        ]
+        heats.append(torch.einsum("s,sij->ij", whole - torch.cat(left), hidden) / hidden.sum(0))
+    return Heat(torch.stack(heats))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where squares begin along a side, the last flush with its end."""
+    return sorted({*range(0, length - window + 1, stride), length - window})
+
+
+def _square(grid: tuple[int, int], row: int, column: int, window: int) -> Float[Tensor, "i j"]:
+    square = torch.zeros(grid)
+    square[row : row + window, column : column + window] = 1
+    return square
+
+
+def rise(
+    question: Question, *, masks: int = 1000, cells: int = 7, keep: float = 0.5, seed: int = 0, batch_size: int = 32
+) -> Heat:
+    """RISE (Petsiuk et al. 2018, equations 5 and 6): the mean of random masks, each weighted with the probability it leaves.
+
+    Args:
+        question: what to explain.
+        masks: how many; the paper takes 4000 for VGG-16 and 8000 for ResNet-50.
+        cells: cells along either side of the coarse random grid that is enlarged, smoothly and at a random shift.
+        keep: probability that a cell is seen.
+        seed: of the masks, which are the same for every picture.
+        batch_size: masked variants computed at once.
+    """
+    for name, number in (("masks", masks), ("cells", cells), ("batch_size", batch_size)):
+        whole_number(name, number)
+    if not 0 < keep < 1:
+        raise UsageError(f"keep must be between 0 and 1; {keep!r} came.")
+    generator = torch.Generator().manual_seed(seed)
+    height, width = question.pixels.shape[2:]
+    totals = torch.zeros(len(question.pixels), height, width)
+    for done in range(0, masks, batch_size):
+        seen = _soft_masks(min(batch_size, masks - done), cells, keep, (height, width), generator)
+        for place, total in enumerate(totals):
+            total += torch.einsum("s,syx->yx", question.alone(place).probabilities(seen), seen)
+    return Heat(totals / (masks * keep))
+
+
+def _soft_masks(
+    count: int, cells: int, keep: float, size: tuple[int, int], generator: torch.Generator
+) -> Float[Tensor, "s y x"]:
+    """Coarse random grids, enlarged bilinearly by one cell more than is needed and cut out at a random shift."""
+    coarse = (torch.rand(count, 1, cells + 1, cells + 1, generator=generator) < keep).float()
+    cell = [-(-side // cells) for side in size]
+    large = F.interpolate(coarse, size=[(cells + 1) * side for side in cell], mode="bilinear", align_corners=False)[:, 0]
+    shifts = torch.stack([torch.randint(side, (count,), generator=generator) for side in cell], dim=1).tolist()
+    return torch.stack([one[y : y + size[0], x : x + size[1]] for one, (y, x) in zip(large, shifts, strict=True)])
