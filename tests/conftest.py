@@ -9,8 +9,10 @@ from pathlib import Path
 
 import jaxtyping
 
+import tests.typechecker  # noqa: F401 - the hook looks it up by name
+
 # Before anything imports vitral: from here on every annotated function and dataclass checks its shapes as it is called.
-jaxtyping.install_import_hook("vitral", "beartype.beartype")
+jaxtyping.install_import_hook("vitral", "tests.typechecker.checked")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -7,23 +7,24 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from vitral.errors import UnknownNameError
+from vitral.errors import UnknownNameError, UsageError
 
 __all__ = ["COLOUR_MAPS", "ColourMap", "coloured", "stretched"]
 
 ColourMap = Literal["viridis", "inferno", "cividis", "RdBu_r"]
 
-# Seventeen stops of each of matplotlib's maps of the same names, evenly spaced. viridis and inferno: Smith and van der Walt
-# 2015; cividis: Nuñez et al. 2018; RdBu: Brewer 2003, for numbers of both signs. Lightness runs one way in the first three.
+# Evenly spaced stops of matplotlib's maps of the same names: every seventeenth of its 256 colours, and of RdBu_r, whose
+# middle counts, every sixteenth part. viridis and inferno: Smith and van der Walt 2015; cividis: Nuñez et al. 2018; RdBu:
+# Brewer 2003, for numbers of both signs. Lightness runs one way in the first three.
 _STOPS: dict[ColourMap, str] = {
-    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c 1fa088 28ae80 3fbc73 5ec962 84d44b addc30 "
-    "d8e219 fde725",
-    "inferno": "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d24644 e45a31 f1731d f98e09 fcac11 f9cb35 "
-    "f2ea69 fcffa4",
-    "cividis": "00224e 002e6a 1a386f 32436d 434e6c 535a6d 61656f 6f7073 7d7c78 8c8878 9b9476 aba072 bcae6c cdbb63 dec958 "
-    "f0d846 fee838",
-    "RdBu_r": "053061 175290 2a71b2 3f8ec0 6bacd1 9bc9e0 c2ddec e0ecf3 f7f6f6 fbe5d8 fbccb4 f5aa89 e48066 d05548 ba2832 "
-    "930e26 67001f",
+    "viridis": "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b "
+    "fde725",
+    "inferno": "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 f8850f fca50a fac62d f2e661 "
+    "fcffa4",
+    "cividis": "00224e 002e6c 1e3a6f 35456c 47516c 575d6d 666970 757575 848279 948e77 a59c74 b7a96e c8b866 dbc75a eed649 "
+    "fee838",
+    "RdBu_r": "053061 175290 2a71b2 3f8dc0 6bacd0 9ac9e0 c1ddec dfecf3 f7f7f6 fbe6d9 fbceb6 f5ac8b e58268 d25749 bb2a34 "
+    "960f26 67001f",
 }
 
 
@@ -53,8 +54,13 @@ def stretched(values: Shaped[np.ndarray, "*n"], *, signed: bool = False) -> Floa
     """Numbers mapped to [0, 1]: from least to greatest, or, where signs count, with zero in the middle.
 
     Numbers that are all the same become 0 (or, signed and not zero, an end).
+
+    Raises:
+        UsageError: not all of them are finite.
     """
     values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise UsageError(f"{np.sum(~np.isfinite(values))} of {values.size} numbers are NaN or infinite and have no colour.")
     if signed:
         reach = np.abs(values).max(initial=0.0) or 1.0
         return 0.5 + values / (2 * reach)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from vitral.base.colours import ColourMap, coloured, stretched
+from vitral.errors import UsageError
 
 __all__ = ["draw_bars", "draw_heat"]
 
@@ -62,7 +63,17 @@ def draw_heat(
         colours: of the heat, from least to greatest.
         signed: whether signs count; then zero is in the middle of the colours and covers nothing.
         strength: how much of the picture the greatest heat covers, from 0 to 1.
+
+    Raises:
+        UsageError: another number of pixels, heat that is no finite number, or a strength beyond its range.
+        UnknownNameError: no such colours.
     """
+    if heat.shape != image.size[::-1]:
+        raise UsageError(
+            f"Heat of {heat.shape[0]} × {heat.shape[1]} pixels came for a picture of {image.height} × {image.width}."
+        )
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength must be from 0 to 1; {strength!r} came.")
     level = stretched(heat, signed=signed)
     cover = strength * (np.abs(2 * level - 1) if signed else 0.25 + 0.75 * level)[..., None]
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]

@@ -72,11 +72,11 @@ class Frame:
 
     def resized(self, picture: tuple[int, int]) -> Frame:
         """The frame of the same input in a copy of the picture of another (height, width)."""
-        down, across = (one * old / new for one, old, new in zip(self.scale, self.picture, picture, strict=True))
+        down, across = (one * (old / new) for one, old, new in zip(self.scale, self.picture, picture, strict=True))
         return replace(self, picture=picture, scale=(down, across))
 
     def map_to_picture(
-        self, values: Shaped[np.ndarray, "i j"], cell: tuple[float, float] = (1.0, 1.0), *, outside: float = 0.0
+        self, values: Shaped[np.ndarray, "i j"], cell: tuple[int, int] = (1, 1), *, outside: float = 0.0
     ) -> Float[np.ndarray, "y x"]:
         """A map over the model's input as a map over the picture, interpolated linearly between the cells' centres.
 

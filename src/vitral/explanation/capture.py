@@ -122,17 +122,17 @@ def attention_layers(model: nn.Module) -> tuple[Layer, ...]:
     """Every attention of a network, in its order.
 
     Raises:
-        UsageError: it has none, or hides them behind `torch.compile`.
+        UsageError: it has none, or hides them behind `torch.compile`, which forgets whoever began to watch later.
     """
-    if hasattr(model, "_orig_mod"):
+    if any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()):
         raise UsageError("A compiled model cannot be watched. Pass the model as it was before torch.compile.")
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, Block)}
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, ScaledDotProduct):
-            above = [path[:end] for end in range(len(path)) if path[end] == "."]
+            above = ["", *(path[:end] for end in range(len(path)) if path[end] == ".")]
             block = next((blocks[name] for name in reversed(above) if name in blocks), None)
-            layers.append(Layer(above[-1] if above else path, module, block))
+            layers.append(Layer(above[-1] or path, module, block))
     if not layers:
         raise UsageError(f"A {type(model).__name__} has no attention to look at.")
     return tuple(layers)
@@ -184,6 +184,8 @@ def capture(
         reduce: what to keep of each tensor instead of itself, for what is too large to be kept: called as
             soon as the tensor is there.
 
+    Captures may be nested; of those with gradients the innermost one's maps are the ones that mix.
+
     Raises:
         UsageError: the model has no attention, or not what was asked for.
         UnknownNameError: no such part or layer.
@@ -191,19 +193,23 @@ def capture(
     known = attention_layers(model)
     wanted_parts = _parts(parts)
     if layers is None:
-        wanted = [layer for layer in known if layer.block is not None or set(wanted_parts) <= set(_OF_PRODUCT)]
+        everywhere = set(wanted_parts) <= set(_OF_PRODUCT)
+        wanted = [layer for layer in known if layer.block is not None or everywhere] or list(known)
     else:
-        names = [layers] if isinstance(layers, int | str) else list(layers)
-        wanted = list(dict.fromkeys(find_layer(known, name) for name in names))
+        asked = {find_layer(known, name) for name in ([layers] if isinstance(layers, int | str) else layers)}
+        wanted = [layer for layer in known if layer in asked]
+    if not wanted:
+        raise UsageError("No layer to capture was named. Leave layers out for all of them.")
     if gradients and (heads is not None or queries is not None):
         raise UsageError("With gradients=True whole maps are mixed; leave heads and queries out and index the result.")
     if gradients and not torch.is_grad_enabled():
         raise UsageError("gradients=True needs gradients to be recorded, but they are switched off here (torch.no_grad).")
-    pick = _Selection(_places(heads, "heads"), _places(queries, "queries"))
+    places = _places(heads, "heads"), _places(queries, "queries")
     captured = Captured(wanted, known, wanted_parts)
     handles: list[RemovableHandle] = []
     try:
         for layer in wanted:
+            pick = _Selection(layer.name, *places)
             for part in wanted_parts:
                 keep = partial(_keep, captured, layer.name, part, gradients, reduce)
                 handles.append(_watch(layer, part, keep, pick, gradients))
@@ -221,18 +227,23 @@ def _keep(
     reduce: Callable[[Tensor], Any] | None,
     value: Tensor,
 ) -> None:
+    if gradients and not value.requires_grad:
+        raise UsageError(
+            f"{part} of {name} leads back to nothing that requires a gradient. Call requires_grad_() on the pixels, "
+            "and the model where gradients are recorded."
+        )
     value = value if gradients else value.detach()
     captured.keep(name, part, value if reduce is None else reduce(value))
 
 
-def _parts(parts: Part | Iterable[Part]) -> list[Part]:
+def _parts(parts: str | Iterable[str]) -> list[Part]:
     wanted = [parts] if isinstance(parts, str) else list(parts)
     for part in wanted:
         if part not in get_args(Part):
             raise UnknownNameError("part of a layer", part, get_args(Part))
     if not wanted:
         raise UsageError(f"No part to capture was named. Known: {', '.join(get_args(Part))}.")
-    return wanted
+    return cast(list[Part], wanted)
 
 
 def _places(asked: int | Sequence[int] | None, kind: str) -> list[int] | None:
@@ -246,25 +257,29 @@ def _places(asked: int | Sequence[int] | None, kind: str) -> list[int] | None:
 
 @dataclass(frozen=True)
 class _Selection:
-    """Heads and rows to be kept of tensors (b h n …)."""
+    """Heads and rows to be kept of a layer's tensors (b h n …)."""
 
+    layer: str
     heads: list[int] | None
     rows: list[int] | None
 
-    def of_heads(self, x: Tensor) -> Tensor:
-        return x if self.heads is None else _chosen(x, self.heads, 1, "head")
-
     def __call__(self, x: Tensor) -> Tensor:
-        x = self.of_heads(x)
-        return x if self.rows is None else _chosen(x, self.rows, 2, "asking token")
+        # Rows come first: of a bias as large as a map, nothing so large is copied for one row.
+        return self.of_heads(self._chosen(x, self.rows, 2, "asking token"))
 
+    def of_heads(self, x: Tensor) -> Tensor:
+        return self._chosen(x, self.heads, 1, "head")
 
-def _chosen(x: Tensor, places: list[int], dim: int, kind: str) -> Tensor:
-    count = x.shape[dim]
-    for place in places:
-        if not -count <= place < count:
-            raise UsageError(f"There is no {kind} {place}: the layer has {count}, numbered 0 to {count - 1}.")
-    return x.index_select(dim, torch.tensor([place % count for place in places], device=x.device))
+    def _chosen(self, x: Tensor, places: list[int] | None, dim: int, kind: str) -> Tensor:
+        if places is None:
+            return x
+        count = x.shape[dim]
+        for place in places:
+            if not -count <= place < count:
+                raise UsageError(
+                    f"There is no {kind} {place}: {self.layer} has {count}, numbered 0 to {count - 1} (or -1 for the last)."
+                )
+        return x.index_select(dim, torch.tensor([place % count for place in places], device=x.device))
 
 
 def _watch(layer: Layer, part: Part, keep: Callable[[Tensor], None], pick: _Selection, mix: bool) -> RemovableHandle:
@@ -298,12 +313,14 @@ def _watch_product(
     def see(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor | None:
         given = dict(zip(("queries", "keys", "values", "bias"), inputs, strict=False)) | named
         if part != "attention":
-            keep(pick(given[part]) if part == "queries" else pick.of_heads(given[part]))
+            value = pick(given[part]) if part == "queries" else pick.of_heads(given[part])
+            keep(value if mix else value.contiguous())  # as a view it would keep queries, keys and values in memory
             return None
         queries, keys, bias = given["queries"], given["keys"], given.get("bias")
-        if bias is not None:  # it may be one for all pictures or heads
-            bias = pick(bias.expand(*queries.shape[:-1], keys.shape[2]))
-        weights = product.weights(pick(queries), pick.of_heads(keys), bias)
+        if bias is not None:  # it may be one for all heads or rows; where it is one for all pictures, it stays so
+            bias = pick(bias.expand(-1, *queries.shape[1:3], keys.shape[2]))
+        with torch.set_grad_enabled(mix and torch.is_grad_enabled()):
+            weights = product.weights(pick(queries), pick.of_heads(keys), bias)
         keep(weights)
         if not mix:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol, cast, overload
+from typing import Any, Protocol, cast, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ Target = int | str | ScoreOf | None
 """What to explain: a class by its place or its name, a score of one's own, or nothing: the best class."""
 
 
+@runtime_checkable
 class Prepares(Protocol):
     """What an explanation needs of a predictor."""
 
@@ -95,6 +96,8 @@ def explain(
         UnknownNameError: no such method, option, layer or class.
         UsageError: a target outside the classes, a model without classes or without attention where they are needed.
     """
+    if not isinstance(predictor, Prepares):
+        raise UsageError(f"explain takes a predictor; {predictor!r:.80} came. Make one with vitral.load(…).")
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     chosen = options | {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
@@ -169,12 +172,13 @@ def _explained(
         pixels = pixels.clone().to(predictor.device, predictor.dtype)
         with torch.no_grad():
             output: EncoderOutput = predictor.model(pixels)
-        target = _target(output, targets)
+        target, patch_size = _target(output, targets), cast(Any, predictor.model).config.patch_size
         preprocessing = predictor.preprocessing
         question = Question(
             model=predictor.model,
             pixels=pixels,
             grid=output.grid,
+            patch_size=patch_size,
             prefix=output.prefix,
             target=target,
             problem=predictor.record.problem,
@@ -186,7 +190,7 @@ def _explained(
     values = heat.values.detach().float().cpu()
     if not torch.isfinite(values).all():
         raise UsageError(f"{method!r} found heat that is not a finite number (NaN or infinity). Try dtype='float32'.")
-    cell = cast(Any, predictor.model).config.patch_size if values.shape[1:] == output.grid else (1, 1)
+    cell = patch_size if values.shape[1:] == output.grid else (1, 1)
     return [
         Explanation(
             name=one.name,

@@ -67,9 +67,9 @@ class TokenGeometry:
     def token_at(self, x: float, y: float) -> int | None:
         """The token whose patch covers a point (x, y) of the picture, in pixels; None where no patch does."""
         across, down = self.frame.to_input(np.array([x, y])).tolist()
-        row, column = int(down // self.patch_size[0]), int(across // self.patch_size[1])
-        inside = 0 <= row < self.grid[0] and 0 <= column < self.grid[1]
-        return self.token(row, column) if inside else None
+        row, column = down // self.patch_size[0], across // self.patch_size[1]
+        inside = 0 <= row < self.grid[0] and 0 <= column < self.grid[1]  # which no infinity is
+        return self.token(int(row), int(column)) if inside else None
 
     def rectangle(self, token: int) -> tuple[float, float, float, float]:
         """Where a token's patch lies in the picture: (x0, y0, x1, y1) in pixels."""

@@ -27,7 +27,7 @@ def smoothgrad(question: Question, *, samples: int = 32, noise: float = 0.15, se
         question: what to explain.
         samples: how many copies.
         noise: standard deviation of the noise, as a share of the picture's range.
-        seed: of the noise.
+        seed: of the noise, which is the same for every picture.
     """
     whole_number("samples", samples)
     if not noise > 0:
@@ -37,7 +37,7 @@ def smoothgrad(question: Question, *, samples: int = 32, noise: float = 0.15, se
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros_like(pixels, dtype=torch.float32)
     for _ in range(samples):
-        shaken = torch.randn(pixels.shape, generator=generator).to(pixels) * deviation
+        shaken = torch.randn(pixels.shape[1:], generator=generator).to(pixels) * deviation
         total += _gradient(question, pixels + shaken)[1]
     return Heat((total / samples).abs().amax(1))
 
@@ -88,14 +88,14 @@ def _integrated(
     start = torch.zeros_like(question.pixels) if baseline == "grey" else question.black.expand_as(question.pixels)
     way = question.pixels - start
     with torch.no_grad():
-        ends = question.repeated(2).logit(question.model(torch.cat([start, question.pixels])))
+        ends = question.logit(question.model(torch.cat([start, question.pixels])))
     difference = (ends[1] - ends[0]).item()
     while True:
         points, weights = (torch.from_numpy(one).float() for one in np.polynomial.legendre.leggauss(steps))
         mean = torch.zeros_like(way, dtype=torch.float32)
         for at, weight in zip(((points + 1) / 2).split(batch_size), (weights / 2).split(batch_size), strict=True):
             between = start + at.to(way).view(-1, 1, 1, 1) * way
-            gradient = _gradient(question.repeated(len(at)), between)[1]
+            gradient = _gradient(question, between)[1]
             mean += torch.einsum("s,scyx->cyx", weight.to(gradient), gradient)
         heat = (mean * way)[0].sum(0)
         gap = abs(heat.sum().item() - difference) / max(abs(difference), 1e-6)

@@ -47,7 +47,7 @@ class Method:
         """
         for option in options:
             if option not in self.options:
-                raise UnknownNameError(f"option of the method {name!r}", option, self.options)
+                raise UnknownNameError(f"option of the {name} method", option, self.options)
 
 
 METHODS: dict[str, Method] = {

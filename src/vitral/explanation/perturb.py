@@ -33,7 +33,7 @@ def occlusion(question: Question, *, window: int | None = None, stride: int | No
         raise UsageError(f"window={window} does not fit a grid of {rows} × {columns} patches.")
     corners = [(row, column) for row in _starts(rows, window, stride) for column in _starts(columns, window, stride)]
     hidden = torch.stack([_square(question.grid, *corner, window) for corner in corners])
-    height, width = (side // count for side, count in zip(question.pixels.shape[2:], question.grid, strict=True))
+    height, width = question.patch_size
     heats = []
     for place in range(len(question.pixels)):
         whole = question.alone(place).probabilities(torch.ones(1, 1, 1))

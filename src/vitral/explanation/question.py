@@ -41,6 +41,7 @@ class Question:
         model: the network, in evaluation mode.
         pixels: its input.
         grid: rows and columns of patches of that input.
+        patch_size: height and width of a patch in pixels.
         prefix: how many tokens stand before the patches.
         target: the class of each picture, or a score of the caller's own, or nothing for methods that know no class.
         problem: how logits become probabilities; see `models.record.Record`.
@@ -50,6 +51,7 @@ class Question:
     model: nn.Module
     pixels: Float[Tensor, "b c y x"]
     grid: tuple[int, int]
+    patch_size: tuple[int, int]
     prefix: int
     target: Int[Tensor, " b"] | ScoreOf | None = None
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
@@ -68,20 +70,16 @@ class Question:
             UsageError: what is asked for is no class.
         """
         if not isinstance(self.target, Tensor):
-            raise UsageError(
-                "This method explains a class of the model; its target cannot be a score of your own."
-            )
+            raise UsageError("This method explains a class of the model; its target cannot be a score of your own.")
         return self.target
 
     def differentiable(self) -> Float[Tensor, "b c y x"]:
         """The input as something to differentiate by, so that everything behind it is in the graph."""
         return self.pixels.detach().requires_grad_()
 
-    def logit(self, output: EncoderOutput) -> Float[Tensor, " b"]:
+    def logit(self, output: EncoderOutput) -> Float[Tensor, " n"]:
         """The score before it becomes a probability, in single precision: what gradients are taken of."""
-        if callable(self.target):
-            return self.target(output).float()
-        return cast(Tensor, output.logits).float().gather(1, self.classes[:, None])[:, 0]
+        return self.target(output).float() if callable(self.target) else self._of_class(cast(Tensor, output.logits).float())
 
     def probable(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         """Logits as probabilities, where they are logits of classes."""
@@ -89,11 +87,15 @@ class Question:
             return logits
         return logits.softmax(-1) if self.problem == "single_label" and logits.shape[-1] > 1 else logits.sigmoid()
 
-    def probability(self, output: EncoderOutput) -> Float[Tensor, " b"]:
+    def probability(self, output: EncoderOutput) -> Float[Tensor, " n"]:
         """The score as a probability, where there are classes: what is watched when a picture is changed."""
         if callable(self.target):
             return self.logit(output)
-        return self.probable(cast(Tensor, output.logits).float()).gather(1, self.classes[:, None])[:, 0]
+        return self._of_class(self.probable(cast(Tensor, output.logits).float()))
+
+    def _of_class(self, of_classes: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+        """The target's column; the class of a single picture is also that of every variant of it."""
+        return of_classes.gather(1, self.classes.expand(len(of_classes))[:, None])[:, 0]
 
     @torch.no_grad()
     def probabilities(self, seen: Float[Tensor, "s y x"]) -> Float[Tensor, " s"]:
@@ -106,8 +108,7 @@ class Question:
         height, width = self.pixels.shape[2:]
         beyond = (0, width - seen.shape[2], 0, height - seen.shape[1])
         whole = F.pad(seen, beyond, value=1.0).to(self.pixels)[:, None]
-        asked = self.repeated(len(seen))
-        return asked.probability(self.model(self.pixels * whole)).cpu()
+        return self.probability(self.model(self.pixels * whole)).cpu()
 
     def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
         """Logits of tokens of the residual stream, read one by one as if each were pooled."""
@@ -118,11 +119,6 @@ class Question:
         """The question about one picture of the batch."""
         target = self.target[place : place + 1] if isinstance(self.target, Tensor) else self.target
         return replace(self, pixels=self.pixels[place : place + 1], target=target)
-
-    def repeated(self, times: int) -> Question:
-        """The question about one picture asked of several variants of it."""
-        target = self.target.expand(times) if isinstance(self.target, Tensor) else self.target
-        return replace(self, target=target)
 
     def patches(self, of_tokens: Float[Tensor, "b n"]) -> Float[Tensor, "b i j"]:
         """Values of all tokens as a map over the patches, in single precision."""

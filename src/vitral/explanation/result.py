@@ -26,7 +26,7 @@ class Explanation:
 
     Attributes:
         name: the picture's path, address or description.
-        method: a key of `explanation.explain.METHODS`.
+        method: a key of `explanation.methods.METHODS`.
         heat: a number per patch (i j) or per pixel of the model's input (y x); greater is more important.
         cell: (height, width) of what one number covers, in input pixels: the patch size, or (1, 1).
         geometry: where the tokens lie in the picture.
@@ -94,18 +94,23 @@ class Explanation:
             longest: the longer side of the copy, in pixels; larger pictures are shrunk, very small ones enlarged.
 
         Raises:
-            UsageError: the picture was not kept.
+            UsageError: the picture was not kept, or a strength or a length that cannot be.
             UnknownNameError: no such colours.
         """
         if self.picture is None:
             raise UsageError(f"The picture of {self.name} was not kept, so nothing can be drawn on it.")
+        if longest < 1:
+            raise UsageError(f"longest must be at least one pixel; {longest} came.")
         image = self.picture.image
         scale = min(longest / max(self.size), max(1.0, longest / 4 / max(self.size)))
         height, width = (max(1, round(side * scale)) for side in self.size)
-        if image.size != (width, height):
+        if image.size != (width, height) or self.picture.box is not None:
             how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
             image = image.resize((width, height), how, box=self.picture.box)
         heat = self._on(self.geometry.frame.resized((height, width)), None)
+        if self.cell == (1, 1):  # a few pixels of a gradient may be so hot that all others would look cold
+            limit = np.quantile(np.abs(heat), 0.99)
+            heat = heat.clip(-limit, limit)
         return draw_heat(
             image, heat, colours=colours or ("RdBu_r" if self.signed else "inferno"), signed=self.signed, strength=strength
         )

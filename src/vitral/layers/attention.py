@@ -68,7 +68,9 @@ class ScaledDotProduct(nn.Module):
         if torch.is_grad_enabled():
             if bias is None:
                 return logits.softmax(-1)
-            return (logits.masked_fill(~bias, -torch.inf) if blind else logits + bias).softmax(-1).nan_to_num(0.0)
+            logits = logits.masked_fill(~bias, -torch.inf) if blind else logits + bias
+            unseeing = (logits == -torch.inf).all(-1, keepdim=True)  # where softmax, and its gradient, would be NaN
+            return logits.masked_fill(unseeing, 0.0).softmax(-1).masked_fill(unseeing, 0.0)
         # In place, as the map is the largest tensor of a network. Softmax does not change when a row is shifted.
         if bias is not None:
             logits = logits.masked_fill_(~bias, -torch.inf) if blind else logits.add_(bias)

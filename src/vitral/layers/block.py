@@ -28,7 +28,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, x: Float[Tensor, b * n]) -> Float[Tensor, b * n]:
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         """Zero the branch of some samples."""
         if not self.training or self.probability == 0:
             return x
