@@ -116,3 +116,95 @@ def test_a_rotation_keeps_lengths() -> None:
     x = torch.randn(1, 2, 6, 8, dtype=torch.float64)
     turned = rotate(x, Rotary2d(8)((2, 3), torch.zeros(1)))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=1e-6)
+
+
+def masked(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(logits + bias) row by row, where a row without anything to see is zero."""
+    if bias is not None:
+        logits = torch.where(bias, logits, -math.inf) if bias.dtype == torch.bool else logits + bias
+    weights = torch.zeros_like(logits)
+    for place in torch.cartesian_prod(*(torch.arange(side) for side in logits.shape[:3])).tolist():
+        row = logits[tuple(place)]
+        if (row > -math.inf).any():
+            raised = (row - row.max()).exp()
+            weights[tuple(place)] = raised / raised.sum()
+    return weights
+
+
+def biases() -> dict[str, Tensor | None]:
+    hidden = torch.zeros(2, 1, 5, 7)
+    hidden[..., 3], hidden[0, 0, 2], hidden[1, 0, 4, :-1] = -math.inf, -math.inf, -math.inf
+    seen = torch.rand(1, 3, 5, 7) > 0.4
+    seen[0, 1, 1] = False
+    return {
+        "none": None,
+        "numbers": torch.randn(2, 3, 5, 7),
+        "minus infinity": hidden,
+        "whether seen": seen,
+        "one row for all": torch.randn(1, 1, 1, 7),
+        "nothing seen": torch.zeros(1, 1, 5, 7, dtype=torch.bool),
+        "the least number": torch.full((1, 1, 5, 7), torch.finfo(torch.float32).min),
+    }
+
+
+@pytest.mark.parametrize("kind", biases())
+@pytest.mark.parametrize("recording", [True, False])
+def test_weights_are_the_map_that_is_mixed_with(kind: str, recording: bool) -> None:
+    product, bias = ScaledDotProduct(0.7), biases()[kind]
+    queries, keys, values = torch.randn(2, 3, 5, 4) * 3, torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)
+    kept = [x.clone() for x in (queries, keys, values)] + ([] if bias is None else [bias.clone()])
+    with torch.set_grad_enabled(recording):
+        weights, mixed = product.weights(queries, keys, bias), product(queries, keys, values, bias)
+    expected = masked((queries.double() @ keys.double().mT) * 0.7, bias)
+    torch.testing.assert_close(weights.double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights @ values, mixed, atol=1e-5, rtol=0)
+    blind = expected.sum(-1) == 0
+    assert not weights[blind].any()
+    assert (weights.sum(-1)[~blind] - 1).abs().max() < 1e-6 if not blind.all() else kind == "nothing seen"
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, (queries, keys, values, bias), strict=False))
+
+
+@pytest.mark.parametrize("kind", ["none", "numbers", "minus infinity", "whether seen"])
+def test_gradients_through_the_weights_are_those_of_the_fused_kernel(kind: str) -> None:
+    product, bias = ScaledDotProduct(0.7), biases()[kind]
+    given = [torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)]
+    queries, keys, values = (x.requires_grad_() for x in given)
+    towards = torch.randn(2, 3, 5, 6)
+    open_, fused = (
+        torch.autograd.grad((mixed * towards).sum(), (queries, keys, values))
+        for mixed in (product.weights(queries, keys, bias) @ values, product(queries, keys, values, bias))
+    )
+    for ours, theirs in zip(open_, fused, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("came", "found"),
+    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
+    ids=str,
+)
+@pytest.mark.parametrize("recording", [True, False])
+def test_weights_are_in_single_precision_or_better(came: torch.dtype, found: torch.dtype, recording: bool) -> None:
+    queries, keys = torch.randn(2, 1, 2, 5, 4).to(came).unbind(0)
+    bias = torch.randn(1, 2, 5, 5).to(came)
+    with torch.set_grad_enabled(recording):
+        weights = ScaledDotProduct(0.7).weights(queries, keys, bias)
+        with torch.autocast("cpu", torch.bfloat16):
+            recast = ScaledDotProduct(0.7).weights(queries, keys, bias)
+    assert weights.dtype == recast.dtype == found
+    exact = masked((queries.double() @ keys.double().mT) * 0.7, bias.double())
+    precision = 1e-14 if came == torch.float64 else 2e-7
+    assert (weights - exact).abs().max() < precision
+    assert (recast - exact).abs().max() < precision
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_large_logits_do_not_overflow_and_what_is_no_number_is_not_hidden(recording: bool) -> None:
+    queries, keys = torch.zeros(1, 1, 2, 1), torch.tensor([[[[1.0], [2.0]]]])
+    queries[0, 0, 0] = 1e4
+    with torch.set_grad_enabled(recording):
+        assert ScaledDotProduct(1.0).weights(queries, keys)[0, 0].tolist() == [[0, 1], [0.5, 0.5]]
+        queries[0, 0, 0] = math.nan
+        weights = ScaledDotProduct(1.0).weights(queries, keys, torch.zeros(1, 1, 2, 2))
+    assert weights[0, 0, 0].isnan().all()
+    assert weights[0, 0, 1].tolist() == [0.5, 0.5]

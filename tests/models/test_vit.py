@@ -290,3 +290,54 @@ def test_configurations_that_cannot_be_are_refused_in_a_sentence(fields: dict[st
 def test_numbers_out_of_their_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         ViTConfig(**fields)
+
+
+@kinds
+def test_every_token_is_read_as_if_all_tokens_were_it(kind: str) -> None:
+    model, pixels = small(kind), torch.randn(2, 3, 32, 40)
+    streams: list[Tensor] = []
+    model.blocks[-1].register_forward_hook(lambda _, inputs, output: streams.append(output))
+    with torch.no_grad():
+        out = model(pixels)
+        [stream] = streams
+        read = model.read_tokens(stream)
+        assert read.shape == (2, stream.shape[1], 5)
+        for place in (0, 1, stream.shape[1] - 1):
+            everywhere = model.norm(stream[:, place : place + 1].expand_as(stream))
+            pooled = model.representation(model.pool_norm(model.pooled(everywhere)))
+            close(read[:, place], model.classify(everywhere, pooled)[0], 1e-5)
+        if model.config.pool == "class":
+            close(read[:, 0], out.heads[0], 1e-5)
+        assert (read[:, 0] - read[:, 1]).abs().max() > 1e-2
+
+
+def test_tokens_cannot_be_read_without_a_classifier() -> None:
+    model = small("dinov2_b14_registers", num_classes=0)
+    with pytest.raises(UsageError, match=r"The model has no classifier to read tokens with\."):
+        model.read_tokens(torch.randn(1, 3, 32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("vit_b16", ("class",)),
+        ("deit_b16_distilled", ("class", "distillation")),
+        ("dinov3_b16", ("class", "register 1", "register 2", "register 3", "register 4")),
+        ("siglip_b16", ()),
+        ("no class token", ("register 1",)),
+    ],
+)
+def test_the_tokens_before_the_patches_have_names(kind: str, names: tuple[str, ...]) -> None:
+    model, pixels = small(kind), torch.randn(1, 3, 32, 32)
+    assert model.config.prefix_names == names
+    assert model.config.prefix == len(names)
+    # Each name stands where its own parameter does.
+    tokens, _ = model.embed(pixels)
+    for place, name in enumerate(names):
+        changed = small(kind)
+        changed.load_state_dict(model.state_dict())
+        parameter, number = (name, 0) if name[:8] != "register" else ("register", int(name[9:]) - 1)
+        with torch.no_grad():
+            getattr(changed, f"{parameter}_token{'s' * (parameter == 'register')}")[:, number] += 1
+        moved = (changed.embed(pixels)[0] - tokens).abs().amax((0, 2)) > 0.5
+        assert moved.nonzero().flatten().tolist() == [place]
