@@ -45,12 +45,13 @@ def test_occlusion_of_a_size_the_patch_does_not_divide() -> None:
 def test_rise_is_the_mean_of_masks_weighted_with_their_probability() -> None:
     model, pixels = tiny(), pictures(32, 48, 2)
     found = rise(question(model, pixels, [3, 1]), masks=10, cells=3, keep=0.4, seed=7, batch_size=4).values
-    generator, expected = torch.Generator().manual_seed(7), torch.zeros(2, 32, 48)
+    generator, expected, coverage = torch.Generator().manual_seed(7), torch.zeros(2, 32, 48), torch.zeros(32, 48)
     for count in (4, 4, 2):
         for mask in _soft_masks(count, 3, 0.4, (32, 48), generator):
+            coverage += mask
             for place, target in enumerate((3, 1)):
                 expected[place] += model(pixels[place : place + 1] * mask).logits.softmax(1)[0, target].detach() * mask
-    assert torch.allclose(found, expected / (10 * 0.4), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found, expected / coverage, rtol=1e-4, atol=1e-5)
 
 
 def test_rise_masks_are_smooth_random_and_as_bright_as_asked() -> None:
@@ -62,6 +63,12 @@ def test_rise_masks_are_smooth_random_and_as_bright_as_asked() -> None:
     assert masks.mean(0).std() < 0.03  # every place is seen as often
     assert masks.diff(dim=1).abs().max() <= 1 / 8 + 1e-5  # bilinear over cells of 8 × 10 pixels
     assert F.avg_pool2d(masks, 8).std() > 0.2
+
+
+def test_rise_of_a_score_that_is_always_the_same_is_flat() -> None:
+    """Whatever the masks happened to cover, heat that says nothing shows nothing."""
+    asked = question(tiny(), pictures(32, 48), lambda output: output.pooled[:, 0] * 0 + 0.7)
+    assert torch.allclose(rise(asked, masks=40).values, torch.full((1, 32, 48), 0.7), atol=1e-6)
 
 
 def test_rise_depends_on_its_seed_alone() -> None:

@@ -188,8 +188,6 @@ def _explained(
         classes = target.tolist() if METHODS[method].needs_target and isinstance(target, Tensor) else None
         scores = question.probability(output).tolist() if classes is not None else None
     values = heat.values.detach().float().cpu()
-    if not torch.isfinite(values).all():
-        raise UsageError(f"{method!r} found heat that is not a finite number (NaN or infinity). Try dtype='float32'.")
     cell = patch_size if values.shape[1:] == output.grid else (1, 1)
     return [
         Explanation(

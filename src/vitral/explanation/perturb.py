@@ -59,7 +59,10 @@ def _square(grid: tuple[int, int], row: int, column: int, window: int) -> Float[
 def rise(
     question: Question, *, masks: int = 1000, cells: int = 7, keep: float = 0.5, seed: int = 0, batch_size: int = 32
 ) -> Heat:
-    """RISE (Petsiuk et al. 2018, equations 5 and 6): the mean of random masks, each weighted with the probability it leaves.
+    """RISE (Petsiuk et al. 2018, equation 4): a pixel's mean probability over the random masks that leave it seen.
+
+    Their equation 6 divides by how often a pixel is expected to be seen; here it is divided by how often it was, which has
+    the same mean. With a thousand masks chance else shows: on photographs the heat correlated up to 0.5 with the masks alone.
 
     Args:
         question: what to explain.
@@ -75,12 +78,13 @@ def rise(
         raise UsageError(f"keep must be between 0 and 1; {keep!r} came.")
     generator = torch.Generator().manual_seed(seed)
     height, width = question.pixels.shape[2:]
-    totals = torch.zeros(len(question.pixels), height, width)
+    totals, coverage = torch.zeros(len(question.pixels), height, width), torch.zeros(height, width)
     for done in range(0, masks, batch_size):
         seen = _soft_masks(min(batch_size, masks - done), cells, keep, (height, width), generator)
+        coverage += seen.sum(0)
         for place, total in enumerate(totals):
             total += torch.einsum("s,syx->yx", question.alone(place).probabilities(seen), seen)
-    return Heat(totals / (masks * keep))
+    return Heat(totals / coverage.clamp(min=torch.finfo(coverage.dtype).tiny))
 
 
 def _soft_masks(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vitral.errors import UsageError
 from vitral.models.output import EncoderOutput
 
-__all__ = ["Heat", "Question", "ScoreOf", "read_back", "reading_weights", "whole_number"]
+__all__ = ["Heat", "Question", "ScoreOf", "all_finite", "read_back", "reading_weights", "whole_number"]
 
 ScoreOf = Callable[[EncoderOutput], Float[Tensor, " b"]]
 """A score of the caller's own: one number for each picture of a batch."""
@@ -160,3 +161,9 @@ def whole_number(name: str, number: Any) -> None:
     """Refuse what is no whole number of at least one."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise UsageError(f"{name} must be a whole number of at least 1; {number!r} came.")
+
+
+def all_finite(what: str, *arrays: np.ndarray) -> None:
+    """Refuse numbers that are NaN or infinite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise UsageError(f"The {what} are not all finite (NaN or infinity).")

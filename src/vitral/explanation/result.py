@@ -36,6 +36,9 @@ class Explanation:
         signed: whether negative heat speaks against the class; else heat only ranks.
         picture: the picture itself, where it was kept.
         notes: further numbers a method has to tell, such as how far integrated gradients are from complete.
+
+    Raises:
+        UsageError: heat that is not finite.
     """
 
     name: str
@@ -49,6 +52,13 @@ class Explanation:
     signed: bool = False
     picture: Picture | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.heat).all():
+            raise UsageError(
+                f"The heat of {self.name} ({self.method}) has numbers that are not finite (NaN or infinity). If the model "
+                "computes in half precision, try dtype='float32'."
+            )
 
     def __repr__(self) -> str:
         of = "" if self.label is None else f" of {self.label}" + ("" if self.score is None else f" ({self.score:.3f})")

@@ -247,8 +247,8 @@ class ViT(nn.Module):
     def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
         """The logits that every token of the residual stream would give, were it the whole picture's.
 
-        Each takes the road of the pooled vector: last norm, pooling (of itself alone), representation, classifier. Behind the
-        last block, where the class token is pooled, its row is the answer of that classifier (a distilled DeiT has two, and
+        Each takes the road of the pooled vector: last norm, pooling (of itself alone), representation, classifier. Behind
+        the last block, where the class token is pooled, its row is that classifier's answer (a distilled DeiT has two, and
         this is the first).
 
         Raises:
