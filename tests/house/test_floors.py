@@ -192,7 +192,7 @@ def test_the_front_door_is_light() -> None:
 
 # What only the machine or the moment of writing knows has no place in the tree.
 PASSING = re.compile(r"/(?:work|root|home|Users|opt|tmp)/|\bissues? #|\b(?:fixes|closes) #\d", re.IGNORECASE)
-WRITTEN = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".cfg", ".ini", ".sh", ".json"}
+WRITTEN = {".py", ".js", ".css", ".md", ".toml", ".txt", ".yml", ".yaml", ".cfg", ".ini", ".sh", ".json"}
 
 
 def written_pages() -> Iterator[Path]:

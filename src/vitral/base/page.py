@@ -1,17 +1,20 @@
 """A page that stands alone: one HTML file with its pictures and charts inside, for a phone or a desk, by day or night.
 
 Nothing on such a page is fetched from anywhere, and its own policy forbids it. Every function returns a piece of HTML in
-which all text is escaped; `document` puts pieces together.
+which all text is escaped; `document` puts pieces together. A page may have one script, which its policy names by hash.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from jaxtyping import Int
 from numpy import ndarray
@@ -23,10 +26,12 @@ __all__ = [
     "Tile",
     "commands",
     "confusion_table",
+    "data_block",
     "details",
     "document",
     "facts",
     "line_chart",
+    "link",
     "paragraph",
     "picture_address",
     "section",
@@ -77,6 +82,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; 
 dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; overflow-x: auto;
   font: .88rem/1.6 ui-monospace, monospace; }
+a { color: var(--right); }
 summary { cursor: pointer; color: var(--right); padding: .6rem 0; }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .9rem; }
 @media (max-width: 30rem) { .confusion td { width: 1.7rem; height: 1.8rem; } .confusion { font-size: .75rem; }
@@ -104,7 +110,7 @@ class Tile:
     wrong: bool = False
 
 
-def document(title: str, *parts: str, lead: str = "", foot: str = "") -> str:
+def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str = "", script: str = "") -> str:
     """A whole page.
 
     Args:
@@ -112,16 +118,30 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "") -> str:
         *parts: pieces of HTML, from top to bottom.
         lead: a sentence under the heading.
         foot: a last remark.
+        style: rules of its own, after those of every page.
+        script: a module of JavaScript, which runs when the page is there. No other script can: the policy names it by hash
+            (Content Security Policy Level 3, section 8.4), and still forbids to fetch anything.
+
+    Raises:
+        UsageError: a style or a script that would end its own element.
     """
+    for name, code in (("style", style), ("script", script)):
+        if any(sign in code.lower() for sign in ("</style", "</script", "<!--", "\r")):
+            raise UsageError(f"A page's {name} must not hold '</{name}', '<!--' or carriage returns.")
+    policy = _POLICY
+    if script:
+        # The hash is of the text between the tags, in UTF-8.
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
     return "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en">',
             '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>",
-            f"<style>{_STYLE}</style>",
+            f"<style>{_STYLE}{style}</style>",
             '<div class="panes"></div>',
             "<main>",
             f"<h1>{escape(title)}</h1>",
@@ -129,6 +149,7 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "") -> str:
             *parts,
             f"<footer>{escape(foot)}</footer>" if foot else "",
             "</main>",
+            f'<script type="module">{script}</script>' if script else "",
             "</html>",
             "",
         ]
@@ -160,16 +181,33 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in rows) + "</dl>"
 
 
+def link(address: str, text: str) -> str:
+    """A way to another page, such as one in the same folder."""
+    return f'<p><a href="{escape(address)}">{escape(text)}</a></p>'
+
+
 def commands(*lines: str) -> str:
     """Lines to be typed or pasted."""
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def picture_address(image: Image.Image) -> str:
-    """A picture as an address that holds it: PNG in base64."""
+def data_block(name: str, content: Any) -> str:
+    """Data for the page's script, which finds them by name; a block of data is no script, and needs no permission.
+
+    Args:
+        name: the element's identifier.
+        content: plain values, as JSON; what could end the block is escaped.
+    """
+    told = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return f'<script type="application/json" id="{escape(name)}">{told}</script>'
+
+
+def picture_address(image: Image.Image, *, photo: bool = False) -> str:
+    """A picture as an address that holds it: PNG in base64, or for a photograph JPEG of quality 85."""
     memory = io.BytesIO()
-    image.save(memory, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
+    kind = "jpeg" if photo else "png"
+    image.save(memory, kind, optimize=True, **({"quality": 85} if photo else {}))
+    return f"data:image/{kind};base64," + base64.b64encode(memory.getvalue()).decode("ascii")
 
 
 def tile_grid(tiles: Iterable[Tile], *, large: bool = False) -> str:

@@ -24,7 +24,9 @@ from vitral.base import page
 from vitral.checkpoints.save import save_model
 from vitral.data.digits import Digits, read_digits
 from vitral.errors import UsageError
+from vitral.explanation.report import explanation_page
 from vitral.pipelines.pipeline import pipeline
+from vitral.pipelines.predictor import load
 from vitral.recipes.digits import Trained, digits
 from vitral.training.loop import Epoch
 
@@ -32,11 +34,12 @@ __all__ = ["demo"]
 
 _ENLARGED = 16  # times, for digits that are looked at as files
 _PER_DIGIT = 2  # files
+_LOOKED_INTO = "8-1.png"  # the one that the second page is about
 _SHOWN = 80  # tiles before the rest is folded away
 
 
 def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
-    """Train, save, load, predict, and leave a page, a checkpoint and some digits in a folder.
+    """Train, save, load, predict, look inside, and leave two pages, a checkpoint and some digits in a folder.
 
     Everything is made in a hidden folder first and moved in when it is whole, so that an interrupted demo leaves nothing.
 
@@ -68,6 +71,8 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
         right = int((said == held_out.labels).sum())
         told = _page(out, trained, (train, held_out), said, [answer["score"] for answer in answers])
         (staging / "index.html").write_text(told, encoding="utf-8")
+        inside = explanation_page(load(staging / "checkpoint"), staging / "digits" / _LOOKED_INTO, top_k=3)
+        (staging / "inside.html").write_text(inside, encoding="utf-8")
         _move_in(staging, out)
 
     console.print(
@@ -75,8 +80,9 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
         f"{trained.history.seconds:.0f} seconds of training.\n",
         soft_wrap=True,
     )
-    for name, path in (("page", out / "index.html"), ("checkpoint", out / "checkpoint"), ("digits", out / "digits")):
-        console.print(f"  {name:<11} {path}", markup=False, soft_wrap=True)
+    left = {"page": "index.html", "look inside": "inside.html", "checkpoint": "checkpoint", "digits": "digits"}
+    for name, file in left.items():
+        console.print(f"  {name:<12} {out / file}", markup=False, soft_wrap=True)
     console.print(f"\nNext: {_next_command(out)}", markup=False, soft_wrap=True)
 
 
@@ -233,6 +239,10 @@ def _advice(out: Path) -> list[str]:
             f'read = vitral.pipeline("image-classification", model={checkpoint!r})',
             f"read({files!r})",
         ),
+        page.paragraph("What it looks at in one of them, layer by layer and head by head:"),
+        page.link("inside.html", "Look inside"),
+        page.paragraph("A page like that for any picture and any model:"),
+        page.commands(shlex.join(["vitral", "explain", f"{files}/{_LOOKED_INTO}", "--model", checkpoint])),
         page.paragraph("Any published checkpoint works alike, by its name on the Hugging Face Hub:"),
         page.commands("vitral predict photo.jpg --model facebook/deit-tiny-patch16-224", "vitral models"),
     ]

@@ -20,7 +20,7 @@ from vitral.pipelines.predictor import Failure
 from vitral.tasks.classification import Classification
 from vitral.tasks.features import Features
 
-__all__ = ["ResultFolder", "check_folder", "write_whole"]
+__all__ = ["ResultFolder", "check_folder", "safe_stem", "write_whole"]
 
 _LIST = "predictions.jsonl"
 
@@ -38,6 +38,12 @@ def check_folder(folder: Path, pictures: Iterable[str | Path]) -> None:
         path = Path(picture)
         if path.is_file() and path.resolve().parent == there:
             raise UsageError(f"--out {folder} holds the pictures themselves ({path.name}); give another folder.")
+
+
+def safe_stem(name: str) -> str:
+    """A picture's name without folders and suffix, for a file of ours: safe on every file system."""
+    path = urlsplit(name).path if "://" in name else name
+    return re.sub(r"[^\w.-]+", "_", PurePath(path).stem).strip("._")[:80] or "picture"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -85,10 +91,8 @@ class ResultFolder:
         return told_of(result) | {"file": file}
 
     def _free_stem(self, name: str) -> str:
-        """A name for a picture's file that is safe on every file system and not yet taken."""
-        path = urlsplit(name).path if "://" in name else name
-        stem = re.sub(r"[^\w.-]+", "_", PurePath(path).stem).strip("._")[:80] or "picture"
-        free = stem
+        """A name for a picture's file that is safe and not yet taken."""
+        free = stem = safe_stem(name)
         while self.used[free.casefold()]:
             self.used[stem.casefold()] += 1
             free = f"{stem}-{self.used[stem.casefold()]}"

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from vitral import __version__
 from vitral.errors import UsageError, VitralError
 
-__all__ = ["app", "demo", "models", "predict", "run", "start"]
+__all__ = ["app", "demo", "explain", "models", "predict", "run", "start"]
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that a closed pipe ended: 128 + SIGPIPE
 
@@ -104,6 +104,7 @@ def start(
     \b
     vitral demo                                     train one in a minute, no network
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
+    vitral explain photo.jpg --model facebook/deit-tiny-patch16-224
     vitral models                                   what there is to build
     """
 
@@ -157,6 +158,58 @@ def predict(
         decoding="exact" if exact else "fast",
     )
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def explain(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A picture: a file or an address.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The page's file; by default PICTURE's name and .explained.html."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the heat on the picture into this file; then a page only with --out.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="How: relevance, attention, rollout, legrad, grad_cam, saliency, occlusion, …")
+    ] = "relevance",
+    target: Annotated[str | None, typer.Option(help="The class to explain, by name or number; else the best.")] = None,
+    layer: Annotated[str | None, typer.Option(help="For methods that look at one layer: its number or name.")] = None,
+    head: Annotated[str | None, typer.Option(help="For methods that look at heads: a number, mean or max.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes the page explains.")] = 5,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
+    ] = None,
+) -> None:
+    """Show what a model looks at in a picture.
+
+    \b
+    vitral explain photo.jpg --model facebook/deit-tiny-patch16-224
+    vitral explain photo.jpg --model checkpoint/ --out page.html --target tabby
+    vitral explain photo.jpg --model checkpoint/ --png heat.png --method rollout
+
+    Leaves a page, one file that needs no network: every attention map of every
+    layer and head to play with, and what each of the best classes rests on.
+    """
+    from vitral.cli.explain import explain as show
+
+    show(
+        picture,
+        model,
+        out=out,
+        png=png,
+        method=method,
+        target=target,
+        layer=layer,
+        head=head,
+        top_k=top_k,
+        device=int(device) if device and device.lstrip("-").isdecimal() else device,
+        architecture=architecture,
+    )
 
 
 @app.command()

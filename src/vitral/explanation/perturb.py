@@ -62,7 +62,7 @@ def rise(
     """RISE (Petsiuk et al. 2018, equation 4): a pixel's mean probability over the random masks that leave it seen.
 
     Their equation 6 divides by how often a pixel is expected to be seen; here it is divided by how often it was, which has
-    the same mean. With a thousand masks chance else shows: on photographs the heat correlated up to 0.5 with the masks alone.
+    the same mean. Else chance shows: with a thousand masks, heat on photographs correlated up to 0.5 with the masks alone.
 
     Args:
         question: what to explain.

@@ -1,0 +1,129 @@
+"""`vitral explain`: what a model looks at in one picture, as a page to play with or as a plain picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.text import Text
+
+from vitral.base.image import PictureSource, read_picture
+from vitral.cli.folder import safe_stem, write_whole
+from vitral.cli.show import plain
+from vitral.errors import UnknownNameError, UsageError
+from vitral.explanation.explain import explain as explain_picture
+from vitral.explanation.methods import METHODS
+from vitral.explanation.report import explanation_page
+from vitral.pipelines.predictor import Predictor, load
+
+__all__ = ["explain"]
+
+
+def explain(
+    picture: str,
+    model: str,
+    *,
+    out: Path | None,
+    png: Path | None,
+    method: str,
+    target: str | None,
+    layer: str | None,
+    head: str | None,
+    top_k: int,
+    **loading: Any,
+) -> None:
+    """Look at a picture and leave a page, a drawing of one method's heat, or both.
+
+    Args:
+        picture: a path or an address.
+        model: a checkpoint; see `checkpoints.load.load_model`.
+        out: the page's file. None: `<picture>.explained.html` in the working folder, or no page where a drawing is wanted.
+        png: the drawing's file; None for none.
+        method: a key of `explanation.methods.METHODS`.
+        target: the class to explain, by its name or its number; None for the best.
+        layer: for methods that look at one layer: its number or name.
+        head: for methods that look at heads: one's number, or "mean", "max".
+        top_k: how many of the best classes the page explains.
+        **loading: see `pipelines.predictor.load`.
+
+    Raises:
+        UsageError: a file that must not be written, before anything is loaded.
+    """
+    if out is None and png is None:
+        out = Path(f"{safe_stem(picture)}.explained.html")
+    _check_files(picture, out, png)
+    places = {"layer": layer, "head": head}
+    options: dict[str, Any] = {name: _number(given) for name, given in places.items() if given is not None}
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    METHODS[method].check(method, options)
+    if target is not None and not METHODS[method].needs_target:
+        raise UsageError(f"The method {method!r} knows no class; leave --target out.")
+    if "://" not in picture and not Path(picture).expanduser().is_file():
+        read_picture(picture)  # it says why not, sooner than a model is loaded
+    console = Console(stderr=True, highlight=False)
+    with console.status("loading the model") as status:
+        predictor = load(model, **loading)
+        chosen = _target(predictor, target)
+        written = []
+        if png is not None:
+            status.update(method)
+            explanation = explain_picture(predictor, picture, method=method, target=chosen, **options)
+            memory = io.BytesIO()
+            explanation.draw().save(memory, "PNG", optimize=True)
+            written.append(("drawing", png, memory.getvalue()))
+        if out is not None:
+            told = explanation_page(
+                predictor,
+                picture if png is None else cast(PictureSource, explanation.picture),  # an address is fetched once
+                top_k=top_k,
+                method=method,
+                target=chosen,
+                on_step=_saying(status.update),
+                **options,
+            )
+            written.append(("page", out, told.encode()))
+        for _, path, content in written:
+            write_whole(path, content)
+    answers = Console(highlight=False)
+    for kind, path, content in written:
+        hint = "; any browser opens it" if kind == "page" else ""
+        answers.print(Text(plain(f"The {kind} lies in {path} ({_size(len(content))}){hint}.")), soft_wrap=True)
+
+
+def _saying(update: Callable[[Text], None]) -> Callable[[str], None]:
+    """A label may hold what a terminal would take for a command, or rich for markup."""
+    return lambda words: update(Text(plain(words)))
+
+
+def _check_files(picture: str, out: Path | None, png: Path | None) -> None:
+    """Refuse files that must not be written."""
+    source = Path(picture).expanduser()
+    for option, path in (("--out", out), ("--png", png)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{option} {path} is a folder; give a file in it.")
+        if not path.parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}. Make it first.")
+        if path.exists() and source.is_file() and path.samefile(source):
+            raise UsageError(f"{option} {path} is the picture itself; give another file.")
+    if out is not None and png is not None and out.resolve() == png.resolve():
+        raise UsageError(f"--out and --png both name {out}; give two files.")
+
+
+def _number(given: str) -> int | str:
+    """A number where one was typed, else the name."""
+    return int(given) if given.removeprefix("-").isdecimal() else given
+
+
+def _target(predictor: Predictor, given: str | None) -> int | str | None:
+    """A class as typed: a name where there is one of that name, else a number."""
+    return given if given is None or given in predictor.record.labels else _number(given)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
