@@ -38,10 +38,10 @@ def test_help_imports_nothing_heavy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stderr == "[]\n"
-    assert all(command in ran.stdout for command in ("predict", "models", "demo"))
+    assert all(command in ran.stdout for command in ("predict", "explain", "models", "demo"))
 
 
-@pytest.mark.parametrize("command", ["predict", "models", "demo"])
+@pytest.mark.parametrize("command", ["predict", "explain", "models", "demo"])
 def test_every_command_has_help(command: str) -> None:
     ran = run(command, "--help")
     assert ran.returncode == 0

@@ -408,6 +408,13 @@ def test_batches_of_no_or_different_sizes_are_refused() -> None:
         Preprocessing(resize="none").batch([picture(97, 131), picture(5, 7)])
 
 
+@pytest.mark.parametrize("mean", [IMAGENET_MEAN, (0.3,)])
+def test_black_is_the_input_of_a_black_picture(mean: tuple[float, ...]) -> None:
+    preprocessing = Preprocessing(mean=mean, std=mean, scale=1 / 128)
+    pixels, _ = preprocessing(read_picture(np.zeros((9, 7, 3), np.uint8)))
+    assert torch.equal(pixels, preprocessing.black.expand_as(pixels))
+
+
 def test_inputs_are_plain_float32() -> None:
     pixels, _ = Preprocessing()(picture(97, 131))
     assert pixels.dtype == torch.float32

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,23 @@ def test_the_map_of_an_attention_pool(kind: str) -> None:
     seen = model.config.grid[0] * model.config.grid[1] + (model.config.prefix if model.config.pool_prefix else 0)
     assert found["pool"].shape == (2, 2, 1, seen)
     assert found[-1].shape == found["blocks.1"].shape  # numbers count blocks
-    assert [found.inside(name) for name in found.layers] == [True, True, False]
+    assert found.blocks() == found.layers[:2]
+    assert found.blocks(-1) == found.layers[1:2]
+    assert found.pool == "pool"
+
+
+def test_numpys_and_torchs_whole_numbers_are_numbers() -> None:
+    model = small("vit_b16")
+    pixels = pictures(model)
+    expected = captured(model, pixels, layers=[1], heads=[1, 0], queries=3)
+    for kind in (np.int64, torch.tensor):
+        found = captured(model, pixels, layers=[kind(1)], heads=[kind(1), kind(0)], queries=[kind(3)])
+        assert torch.equal(found[kind(1)], expected[1])
+        assert find_layer(attention_layers(model), kind(-1)).name == "blocks.1.attention"
+    for kind in (np.array, torch.tensor):
+        found = captured(model, pixels, layers=kind([1]), heads=kind([1, 0]), queries=kind([3]))
+        assert torch.equal(found[1], expected[1])
+    assert torch.equal(captured(model, pixels, layers=np.int64(1), heads=[1, 0], queries=np.int64(3))[1], expected[1])
 
 
 @kinds

@@ -221,6 +221,9 @@ def test_layers_are_found_by_number_and_name_and_the_first_is_the_default() -> N
     assert np.array_equal(first, position_similarity(model, layer="blocks.0").values)
     assert np.array_equal(last, position_similarity(model, layer="blocks.1.attention").values)
     assert not np.array_equal(first, last)
+    again = position_similarity(model, layer=np.int64(1), head=np.int64(1))
+    assert np.array_equal(again.values, position_similarity(model, layer=1, head=1).values)
+    assert again.title.endswith("(blocks.1, head 1)")
 
 
 def test_of_several_kinds_the_absolute_comes_first_and_each_can_be_asked_for() -> None:

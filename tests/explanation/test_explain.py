@@ -71,6 +71,74 @@ def test_a_target_is_the_best_class_or_a_place_or_a_name_or_a_function(planted: 
     assert by_name.score == pytest.approx(1 - vitral.explain(planted, picture, target="red").score, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("relevance", {"target": 1}),
+        ("attention", {"layer": 0, "head": 1, "query": 3}),
+        ("grad_cam", {"layer": 0, "target": 0}),
+        ("rollout", {"start": 0}),
+        ("legrad", {"start": 0, "target": 1}),
+    ],
+)
+def test_numpys_and_torchs_whole_numbers_are_numbers(planted: Predictor, method: str, asked: dict[str, int]) -> None:
+    expected = vitral.explain(planted, planted_picture(), method=method, **asked)  # type: ignore[arg-type]
+    for kind in (np.int64, np.uint8, torch.tensor):
+        others: Any = {name: kind(number) for name, number in asked.items()}
+        found = vitral.explain(planted, planted_picture(), method=method, **others)
+        assert np.array_equal(found.heat, expected.heat)
+        assert found.target == expected.target
+        assert found.target is None or type(found.target) is int
+
+
+def test_every_picture_may_have_its_own_target(planted: Predictor) -> None:
+    pictures = [planted_picture(), planted_picture(1)]
+    expected = [vitral.explain(planted, picture, target=one).heat for picture, one in zip(pictures, (1, 0), strict=True)]
+    for targets in ([1, 0], ("green", "red"), np.array([1, 0]), torch.tensor([1, 0])):
+        found = vitral.explain(planted, pictures, target=targets)
+        assert np.allclose([one.heat for one in found], expected, atol=1e-6)
+    assert [one.target for one in vitral.explain(planted, pictures, target=np.int64(1))] == [1, 1]
+
+
+def test_one_picture_may_be_explained_for_several_classes(planted: Predictor) -> None:
+    both = vitral.explain(planted, planted_picture(), target=["green", 0])
+    assert [one.label for one in both] == ["green", "red"]
+    assert np.array_equal(both[1].heat, vitral.explain(planted, planted_picture(), target=0).heat)
+
+
+def test_what_was_asked_of_a_method_is_told(planted: Predictor) -> None:
+    found = vitral.explain(planted, planted_picture(), method="attention", layer=0, head=1, query=(1, 2))
+    assert "attention(query=(1, 2), layer=0, head=1)" in repr(found)
+    assert found.to_dict()["options"] == {"query": "(1, 2)", "layer": 0, "head": 1}
+
+
+def test_long_lists_are_computed_in_parts(planted: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, forward = [], planted.model.forward
+    monkeypatch.setattr(planted.model, "forward", lambda pixels: sizes.append(len(pixels)) or forward(pixels))
+    found = vitral.explain(planted, [planted_picture(seed) for seed in range(20)], method="rollout")
+    assert len(found) == 20
+    assert max(sizes) == 16
+
+
+def test_two_threads_do_not_see_each_others_pictures(planted: Predictor) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    images = [planted_picture(0), planted_picture(1, (0, 0), (3, 3))]
+    expected = [vitral.explain(planted, image, method="rollout").heat for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda n: (n % 2, vitral.explain(planted, images[n % 2], method="rollout").heat), range(60)))
+    assert all(np.array_equal(heat, expected[place]) for place, heat in found)
+
+
+def test_a_model_in_training_is_not_explained(planted: Predictor) -> None:
+    planted.model.train()
+    try:
+        with pytest.raises(UsageError, match="training mode"):
+            vitral.explain(planted, planted_picture())
+    finally:
+        planted.model.eval()
+
+
 def test_methods_that_know_no_class_name_none(planted: Predictor) -> None:
     found = vitral.explain(planted, planted_picture(), method="rollout")
     assert (found.target, found.label, found.score) == (None, None, None)
@@ -80,7 +148,7 @@ def test_a_model_without_classes_has_attention_and_rollout() -> None:
     predictor = vitral.load(tiny("dinov2_s14_registers", num_classes=0), preprocessing=AS_IT_IS)
     picture = np.zeros((32, 48, 3), np.uint8)
     assert vitral.explain(predictor, picture, method="rollout").heat.shape == (4, 6)
-    with pytest.raises(UsageError, match="no classes, and 'relevance' explains one"):
+    with pytest.raises(UsageError, match="no classes, and 'grad_cam' explains one"):
         vitral.explain(predictor, picture)
     assert vitral.explain(predictor, picture, target=lambda output: output.pooled[:, 0]).heat.shape == (4, 6)
 
@@ -123,7 +191,7 @@ def test_a_multi_label_score_is_a_sigmoid() -> None:
         ({"target": "blue"}, UnknownNameError, "Unknown class 'blue'"),
         ({"target": "grean"}, UnknownNameError, "Did you mean 'green'"),
         ({"layer": 99, "method": "attention"}, UsageError, "There is no layer 99: the model has 1"),
-        ({"layer": 0}, UnknownNameError, "Unknown option of the relevance method 'layer'"),
+        ({"method": "relevance", "layer": 0}, UnknownNameError, "Unknown option of the relevance method 'layer'"),
         (
             {"method": "rise", "mask": 3},
             UnknownNameError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -236,13 +237,13 @@ def test_randomisation_leaves_the_callers_model_alone() -> None:
     predictor = vitral.load(model, preprocessing=replace(AS_IT_IS, resize="exact", size=(32, 48)))
     picture = planted_picture()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = randomisation_sensitivity(predictor, picture, seed=3)
+    found = randomisation_sensitivity(predictor, picture, method="relevance", seed=3)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert predictor.model is model
     assert found.stages == ("nothing", "head", "norm", "blocks.2", "blocks.1", "blocks.0", "patch", "tokens and positions")
     assert found.correlations[0] == 1
     assert np.abs(found.correlations[-1]) < 0.7  # 24 patches: 0.7 is beyond three standard deviations of chance
-    again, other = (randomisation_sensitivity(predictor, picture, seed=seed) for seed in (3, 4))
+    again, other = (randomisation_sensitivity(predictor, picture, method="relevance", seed=seed) for seed in (3, 4))
     assert again.correlations.tolist() == found.correlations.tolist() != other.correlations.tolist()
     assert json.loads(json.dumps(found.to_dict()))["stages"][0] == {"stage": "nothing", "correlation": 1.0}
 
@@ -547,8 +548,14 @@ def test_the_samples_class_is_watched_where_a_method_knows_none(planted: Predict
     assert masked.positive.values[0] == 0
 
 
+def test_what_is_told_but_not_ranked_leaves_no_best(planted: Predictor) -> None:
+    found = evaluate(planted, [Sample(planted_picture(), mask=red_mask())], methods=[], measures=["pixel_accuracy"])
+    assert found.ranking() == ()
+    assert repr(found) == "Faithfulness(3 methods; pictures: pixel_accuracy on 1)"
+
+
 def test_only_the_measures_asked_for_are_taken(planted: Predictor) -> None:
-    sample = Sample(planted_picture(), mask=red_mask(), boxes=np.array([[8, 24, 16, 32]]))
+    sample = Sample(planted_picture(), np.int64(0), mask=red_mask(), boxes=np.array([[8, 24, 16, 32]]))
     found = evaluate(planted, [sample], methods=[], measures=["miou", "pointing"])
     assert found.pictures == {"pointing": 1, "miou": 1}
     assert list(found.scores) == list(BASELINES)
@@ -628,6 +635,9 @@ def test_measures_without_sense_are_refused(planted: Predictor) -> None:
         pointing_game(explanation)
     with pytest.raises(UsageError, match="given once"):
         energy_inside(explanation, mask=red_mask(), boxes=box)
+    for measure in (pointing_game, energy_inside, segmentation_scores):
+        with pytest.raises(UsageError, match=r"A mask is boolean; one of uint8 came\. Pass a comparison such as mask > 0"):
+            inspect.unwrap(measure)(explanation, mask=255 * red_mask().astype(np.uint8))  # type: ignore[operator]
     with pytest.raises(UsageError, match="tolerance"):
         pointing_game(explanation, boxes=box, tolerance=-1.0)
     with pytest.raises(UsageError, match="steps"):

@@ -34,6 +34,14 @@ def geometries(draw: st.DrawFn) -> tuple[tuple[str, ...], tuple[int, int], tuple
     return tuple(f"register {n}" for n in range(draw(st.integers(0, 5)))), grid, patch, frame
 
 
+def test_numpys_whole_numbers_are_numbers() -> None:
+    geometry = TokenGeometry(("class",), (2, 3), (8, 8), Frame(picture=(16, 24), input=(16, 24)))
+    assert geometry.name(np.int64(5)) == "patch (1, 1)"
+    assert [geometry.name(token) for token in np.array([0, -1])] == ["class", "patch (1, 2)"]
+    assert geometry.token(np.int64(1), np.uint8(1)) == 5
+    assert type(geometry.token(np.int64(1), np.uint8(1))) is int
+
+
 @given(geometries())
 def test_token_patch_and_rectangle_lead_to_each_other(made_of: Any) -> None:
     geometry = TokenGeometry(*made_of)

@@ -80,7 +80,7 @@ def test_integrated_gradients_of_a_linear_score_are_gradient_times_input(plain: 
 def test_integrated_gradients_are_complete_to_a_hundredth(baseline: Any) -> None:
     model, pixels = tiny(), pictures(32, 48, 3)
     asked = question(model, pixels, [0, 3, 6])
-    object.__setattr__(asked, "black", torch.full((1, 3, 1, 1), -1.5))
+    object.__setattr__(asked, "black", torch.full((3, 1, 1), -1.5))
     found = integrated_gradients(asked, baseline=baseline, max_steps=4096)
     start = torch.zeros_like(pixels) if baseline == "grey" else torch.full_like(pixels, -1.5)
     difference = (asked.logit(model(pixels)) - asked.logit(model(start))).detach()

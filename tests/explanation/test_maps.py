@@ -56,6 +56,17 @@ def test_class_and_mean_are_read_half_and_half() -> None:
     assert weights.tolist() == pytest.approx([0.5, *[0.5 / 24] * 24])
 
 
+def test_a_token_may_be_named_or_placed() -> None:
+    model, pixels = tiny(registers=2), pictures(32, 48)
+    asked = question(model, pixels)
+    for query, number in (("class", 0), ("register 2", 2), ((0, 0), 3), ((2, 5), 3 + 17)):
+        assert torch.equal(attention(asked, query=query).values, attention(asked, query=number).values)
+    with pytest.raises(UnknownNameError, match="Did you mean 'register 1'"):
+        attention(asked, query="registre 1")
+    with pytest.raises(UsageError, match=r"\(row, column\) in the grid of 4 × 6 patches; \(4, 0\) came"):
+        attention(asked, query=(4, 0))
+
+
 def test_what_is_not_there_is_named() -> None:
     asked = question(tiny(), pictures(32, 48))
     with pytest.raises(UsageError, match="no layer 99: the model has 3, numbered 0 to 2"):

@@ -87,7 +87,9 @@ def predictor() -> Predictor:
 def written(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     photo().save(folder / "<b>bold.png")
-    (folder / "page.html").write_text(explanation_page(predictor, folder / "<b>bold.png", top_k=7), encoding="utf-8")
+    (folder / "page.html").write_text(
+        explanation_page(predictor, folder / "<b>bold.png", top_k=7, method="relevance"), encoding="utf-8"
+    )
     return folder / "page.html"
 
 

@@ -84,6 +84,8 @@ def test_bad_options_are_refused() -> None:
         occlusion(asked, window=5)
     with pytest.raises(UsageError, match="stride must be a whole number"):
         occlusion(asked, stride=0)
+    with pytest.raises(UsageError, match="stride=3 would leave patches that no square of window=2 hides"):
+        occlusion(asked, window=2, stride=3)
     with pytest.raises(UsageError, match="keep must be between 0 and 1"):
         rise(asked, keep=1.0)
     with pytest.raises(UsageError, match="masks must be a whole number"):

@@ -146,12 +146,56 @@ def test_relevance_through_attention_pooling() -> None:
     close(found, (kept[1] @ (torch.eye(24) + kept[0]))[:, 0].detach())
 
 
+@pytest.mark.parametrize("options", [{"class_token": False, "prefix_positions": 0}, {"registers": 2, "pool_prefix": True}])
+def test_legrad_differentiates_by_the_map_of_an_attention_pool(options: dict[str, Any]) -> None:
+    """As the authors treat SigLIP: the pool reads every layer's tokens, and the score is differentiated by the pool's map"""
+    model = tiny(pool="attention", **options)
+    pixels, before = pictures(32, 48, 2), model.config.prefix if "registers" in options else 0
+    streams: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda *given: streams.append(given[2].detach())) for block in model.blocks]
+    model(pixels)
+    for handle in handles:
+        handle.remove()
+    expected, pool = torch.zeros(2, before + 24), model.pool
+    assert pool is not None
+    for stream in streams:
+        tokens = model.norm(stream)
+        asking = pool.query_projection(pool.query).view(1, 1, 2, 16).transpose(1, 2)
+        keys, values = pool.key_value(tokens).view(2, -1, 2, 2, 16).permute(2, 0, 3, 1, 4)
+        map_ = (asking @ keys.transpose(2, 3) / 4).softmax(-1)
+        pooled = pool.projection((map_ @ values).transpose(1, 2).flatten(2))
+        logits = model.head((pooled + pool.mlp(pool.norm(pooled)))[:, 0])  # type: ignore[misc]
+        [gradient] = torch.autograd.grad(logits[0, 2] + logits[1, 5], [map_])
+        expected = expected + gradient.clamp(min=0).mean(1)[:, 0]
+    close(legrad(question(model, pixels, TARGETS)).values, expected[:, before:])
+
+
 def test_a_score_of_ones_own_can_be_explained() -> None:
     model, pixels = tiny(), pictures(32, 48)
     by_class = relevance(question(model, pixels, [3])).values
     assert torch.equal(relevance(question(model, pixels, lambda output: output.logits[:, 3])).values, by_class)
     with pytest.raises(UsageError, match="target cannot be a score of your own"):
         legrad(question(model, pixels, lambda output: output.logits[:, 3]))
+
+
+@pytest.mark.parametrize(
+    ("score", "came"),
+    [
+        (lambda output: output.logits, r"of shape \(2, 7\)"),
+        (lambda output: output.logits[:, 3].sum(), r"of shape \(\)"),
+    ],
+)
+def test_a_score_that_is_not_one_number_per_picture_is_refused(score: Any, came: str) -> None:
+    with pytest.raises(UsageError, match=f"must be one number per picture, here 2; .*{came} came"):
+        relevance(question(tiny(), pictures(32, 48, 2), score))
+
+
+def test_a_score_that_nothing_leads_to_is_refused() -> None:
+    with pytest.raises(UsageError, match="leads back to nothing that can be differentiated"):
+        relevance(question(tiny(), pictures(32, 48), lambda output: output.logits[:, 3].detach()))
+    pooling = tiny(class_token=False, prefix_positions=0, pool="attention")
+    with pytest.raises(UsageError, match="does not depend on everything that this method looks at"):
+        relevance(question(pooling, pictures(32, 48), lambda output: output.tokens[:, 0, 0]))
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:

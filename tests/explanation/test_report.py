@@ -281,16 +281,18 @@ def test_classes_stand_with_their_probabilities() -> None:
         logits = Eager(predictor.model)(predictor.prepare(photo())[0][None])[0]  # type: ignore[arg-type]
     scores = (logits.exp() / logits.exp().sum()).numpy()
     for place in np.argsort(-scores)[:3]:
-        assert page.text.count(f"{'abcdefg'[place]} {scores[place]:.1%}".replace("%", " %")) == 2  # above, and explained
-    assert len(page.told["heats"]) == 4  # and rollout
-    assert page.text.count("Rollout") == 2
+        assert (
+            page.text.count(f"{'abcdefg'[place]} {scores[place]:.1%}".replace("%", " %")) == 3
+        )  # above, and explained twice
+    assert len(page.told["heats"]) == 7  # three classes by two methods, and rollout
+    assert page.text.count("Rollout (Abnar and Zuidema 2020)") == 1
 
 
 def test_heat_is_the_explanation_s() -> None:
     predictor = predictor_of(labels=tuple("abcdefg"))
     page = read(predictor, top_k=1, target="c", method="integrated_gradients", steps=4)
     heat = page.told["heats"][0]
-    expected = vitral.explain(predictor, photo(), method="integrated_gradients", target=2, steps=4).heat
+    expected = vitral.explain(predictor, photo(), method="integrated_gradients", target=2, steps=4).clipped
     assert heat["signed"]
     np.testing.assert_allclose(heat["over"], [0, 0, 60, 40], atol=1e-9)
     levels = page.array(heat["levels"])
@@ -392,7 +394,7 @@ def test_nothing_is_fetched_and_only_our_script_runs() -> None:
     ("options", "error", "sentence"),
     [
         ({"method": "relevanc"}, UnknownNameError, "'relevance'"),
-        ({"layer": 2}, UnknownNameError, "option of the relevance method 'layer'"),
+        ({"method": "relevance", "layer": 2}, UnknownNameError, "option of the relevance method 'layer'"),
         ({"top_k": 0}, UsageError, "top_k must be a whole number"),
         ({"target": 7}, UsageError, "There is no class 7"),
         ({"target": 1, "method": "rollout"}, UsageError, "The method 'rollout' knows no class"),
@@ -427,4 +429,4 @@ def test_every_step_is_told() -> None:
     explanation_page(predictor_of(labels=tuple("abcdefg")), photo(), top_k=1, on_step=steps.append)
     assert steps[0] == "looking"
     assert steps[-1] == "writing"
-    assert [step for step in steps if step.startswith("relevance: ")]
+    assert [step for step in steps if step.startswith(("Grad-CAM: ", "Relevance: "))]

@@ -199,6 +199,7 @@ def test_plain_values_ready_for_json() -> None:
         "name": "a.png",
         "size": [90, 120],
         "method": "relevance",
+        "options": {},
         "target": 3,
         "label": "dog",
         "score": 0.25,

@@ -175,7 +175,19 @@ def test_a_record_names_classes_both_ways() -> None:
     assert record.label(1) == "dog"
     assert record.index("dog") == 1
     assert Record().label(7) == "LABEL_7"
-    with pytest.raises(UsageError, match="2 of the model's 3 classes are called 'cat'"):
+    with pytest.raises(UsageError, match="'cat' names the classes 0, 2"):
         record.index("cat")
-    with pytest.raises(UsageError, match="0 of the model's 3 classes are called 'cow'"):
+    with pytest.raises(UnknownNameError, match="Unknown class 'cow'"):
         record.index("cow")
+
+
+def test_a_class_answers_to_each_of_its_names() -> None:
+    record = Record(labels=("tabby, tabby cat", "Persian cat", "bow tie, bow-tie, bowtie", "crane", "crane, wader"))
+    assert [record.index(name) for name in ("tabby", "TABBY CAT", "persian cat", "bow-tie", "wader")] == [0, 0, 1, 2, 4]
+    assert record.index("crane") == 3  # the whole label comes first
+    assert Record(labels=("a",)).label(1) == "LABEL_1"
+    assert Record(labels=("a",)).index("LABEL_1") == 1
+    with pytest.raises(UnknownNameError, match="Did you mean 'tabby'"):
+        record.index("tabbi")
+    with pytest.raises(UsageError, match="'a' names the classes 0, 1"):
+        Record(labels=("a, b", "c, A")).index("a")

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
 from vitral.base.colours import ColourMap, coloured, stretched
+from vitral.base.numbers import real_number
 from vitral.errors import UsageError
 
 __all__ = ["draw_bars", "draw_heat"]
@@ -72,7 +73,7 @@ def draw_heat(
         raise UsageError(
             f"Heat of {heat.shape[0]} × {heat.shape[1]} pixels came for a picture of {image.height} × {image.width}."
         )
-    if not 0 <= strength <= 1:
+    if not 0 <= real_number("strength", strength) <= 1:
         raise UsageError(f"strength must be from 0 to 1; {strength!r} came.")
     level = stretched(heat, signed=signed)
     cover = strength * (np.abs(2 * level - 1) if signed else 0.25 + 0.75 * level)[..., None]

@@ -105,8 +105,8 @@ def _interpolation(
     """
     places = (np.arange(length) + 0.5) * scale - offset
     inside = (places >= 0) & (places <= count)
-    near = places.clip(0.5, count - 0.5)[:, None] - (np.arange(count) + 0.5)
-    weights = np.maximum(0.0, 1 - np.abs(near) / max(1.0, scale))
+    away = np.abs(places.clip(0.5, count - 0.5)[:, None] - (np.arange(count) + 0.5))
+    weights = np.maximum(0.0, 1 - away / max(1.0, scale))
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32), inside
 
 

@@ -133,7 +133,7 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str
         # The hash is of the text between the tags, in UTF-8.
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
         policy += f"; script-src 'sha256-{digest}'"
-    return "\n".join(
+    told = "\n".join(
         [
             "<!DOCTYPE html>",
             '<html lang="en">',
@@ -154,6 +154,8 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str
             "",
         ]
     )
+    # A file name or a label may hold half of a surrogate pair, which no encoding of the page could write.
+    return told.encode("utf-8", "replace").decode("utf-8")
 
 
 def section(title: str, *parts: str) -> str:

@@ -15,7 +15,8 @@ from vitral.cli.folder import safe_stem, write_whole
 from vitral.cli.show import plain
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.explain import explain as explain_picture
-from vitral.explanation.methods import METHODS
+from vitral.explanation.explain import target_class
+from vitral.explanation.methods import DEFAULT, METHODS
 from vitral.explanation.report import explanation_page
 from vitral.pipelines.predictor import Predictor, load
 
@@ -28,7 +29,7 @@ def explain(
     *,
     out: Path | None,
     png: Path | None,
-    method: str,
+    method: str | None,
     target: str | None,
     layer: str | None,
     head: str | None,
@@ -42,7 +43,7 @@ def explain(
         model: a checkpoint; see `checkpoints.load.load_model`.
         out: the page's file. None: `<picture>.explained.html` in the working folder, or no page where a drawing is wanted.
         png: the drawing's file; None for none.
-        method: a key of `explanation.methods.METHODS`.
+        method: a key of `explanation.methods.METHODS`; None for the usual one.
         target: the class to explain, by its name or its number; None for the best.
         layer: for methods that look at one layer: its number or name.
         head: for methods that look at heads: one's number, or "mean", "max".
@@ -55,6 +56,7 @@ def explain(
     if out is None and png is None:
         out = Path(f"{safe_stem(picture)}.explained.html")
     _check_files(picture, out, png)
+    method = method or DEFAULT
     places = {"layer": layer, "head": head}
     options: dict[str, Any] = {name: _number(given) for name, given in places.items() if given is not None}
     if method not in METHODS:
@@ -62,7 +64,7 @@ def explain(
     METHODS[method].check(method, options)
     if target is not None and not METHODS[method].needs_target:
         raise UsageError(f"The method {method!r} knows no class; leave --target out.")
-    if "://" not in picture and not Path(picture).expanduser().is_file():
+    if "://" not in picture and not _is_file(picture):
         read_picture(picture)  # it says why not, sooner than a model is loaded
     console = Console(stderr=True, highlight=False)
     with console.status("loading the model") as status:
@@ -101,7 +103,6 @@ def _saying(update: Callable[[Text], None]) -> Callable[[str], None]:
 
 def _check_files(picture: str, out: Path | None, png: Path | None) -> None:
     """Refuse files that must not be written."""
-    source = Path(picture).expanduser()
     for option, path in (("--out", out), ("--png", png)):
         if path is None:
             continue
@@ -109,10 +110,22 @@ def _check_files(picture: str, out: Path | None, png: Path | None) -> None:
             raise UsageError(f"{option} {path} is a folder; give a file in it.")
         if not path.parent.is_dir():
             raise UsageError(f"{option} {path}: there is no folder {path.parent}. Make it first.")
-        if path.exists() and source.is_file() and path.samefile(source):
+        if path.exists() and not path.is_file():  # a device or a pipe, which the finished file would replace
+            raise UsageError(f"{option} {path} is no plain file; give another one.")
+        if path.exists() and _is_file(picture) and path.samefile(Path(picture).expanduser()):
             raise UsageError(f"{option} {path} is the picture itself; give another file.")
     if out is not None and png is not None and out.resolve() == png.resolve():
         raise UsageError(f"--out and --png both name {out}; give two files.")
+    if png is not None and png.suffix.lower() != ".png":
+        raise UsageError(f"--png {png}: the drawing is a PNG file; give a name that ends in .png.")
+
+
+def _is_file(picture: str) -> bool:
+    """Whether a picture is named by a path; an address, a data URI or a stranger's home is none."""
+    try:
+        return Path(picture).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _number(given: str) -> int | str:
@@ -121,8 +134,11 @@ def _number(given: str) -> int | str:
 
 
 def _target(predictor: Predictor, given: str | None) -> int | str | None:
-    """A class as typed: a name where there is one of that name, else a number."""
-    return given if given is None or given in predictor.record.labels else _number(given)
+    """A class as typed: a name where there is one of that name, else a number; refused here if there is none."""
+    classes: int = cast(Any, predictor.model).config.num_classes
+    if given is None or not classes:
+        return given
+    return target_class(predictor.record, classes, given if given in predictor.record.labels else _number(given))
 
 
 def _size(count: int) -> str:

@@ -42,7 +42,10 @@ def check_folder(folder: Path, pictures: Iterable[str | Path]) -> None:
 
 def safe_stem(name: str) -> str:
     """A picture's name without folders and suffix, for a file of ours: safe on every file system."""
-    path = urlsplit(name).path if "://" in name else name
+    try:
+        path = urlsplit(name).path if "://" in name else name
+    except ValueError:  # an address that is none; reading it will say so
+        path = ""
     return re.sub(r"[^\w.-]+", "_", PurePath(path).stem).strip("._")[:80] or "picture"
 
 

@@ -160,6 +160,12 @@ def predict(
     raise typer.Exit(1 if failed else 0)
 
 
+_HOW = (
+    "How: grad_cam (the usual one), relevance, attention, rollout, legrad, saliency, smoothgrad, integrated_gradients, "
+    "occlusion, rise or logit_lens."
+)
+
+
 @app.command()
 def explain(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A picture: a file or an address.")],
@@ -173,9 +179,7 @@ def explain(
     png: Annotated[
         Path | None, typer.Option(help="Draw the heat on the picture into this file; then a page only with --out.")
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="How: relevance, attention, rollout, legrad, grad_cam, saliency, occlusion, …")
-    ] = "relevance",
+    method: Annotated[str | None, typer.Option(help=_HOW)] = None,
     target: Annotated[str | None, typer.Option(help="The class to explain, by name or number; else the best.")] = None,
     layer: Annotated[str | None, typer.Option(help="For methods that look at one layer: its number or name.")] = None,
     head: Annotated[str | None, typer.Option(help="For methods that look at heads: a number, mean or max.")] = None,

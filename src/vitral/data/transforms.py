@@ -127,6 +127,12 @@ class Preprocessing:
             return None
         return self.size[0] * _ENOUGH, self.size[1] * _ENOUGH
 
+    @property
+    def black(self) -> Float[Tensor, "c 1 1"]:
+        """The input of a black pixel."""
+        mean, std = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
+        return -mean / std
+
     def __call__(self, picture: Picture) -> tuple[Float[Tensor, "c y x"], Frame]:
         """The model's input, and the way from its coordinates back to the picture's.
 

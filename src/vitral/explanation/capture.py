@@ -15,20 +15,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from threading import get_ident
+from typing import Any, Literal, SupportsIndex, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vitral.base.numbers import as_integer
 from vitral.errors import UnknownNameError, UsageError
 from vitral.layers.attention import ScaledDotProduct
 from vitral.layers.block import Block
 
 __all__ = ["Captured", "Layer", "LayerName", "Part", "attention_layers", "capture", "find_layer"]
 
-LayerName = int | str
+LayerName = SupportsIndex | str
 """A layer by its number among the blocks (from the first, or negative from the last), or by name: "blocks.3.attention"."""
 
 Part = Literal[
@@ -109,9 +111,22 @@ class Captured:
             raise UsageError(f"Nothing passed {layer.name} yet: call the model inside the `with`.")
         return self._found[layer.name, part]
 
-    def inside(self, name: LayerName) -> bool:
-        """Whether a layer is part of a block; attention pooling, which reads the last block, is not."""
-        return find_layer(self._known, name).block is not None
+    def blocks(self, start: SupportsIndex = 0) -> tuple[str, ...]:
+        """The captured layers that are part of blocks, from one of them on.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        inside = tuple(name for name in self.layers if find_layer(self._known, name).block is not None)
+        place = as_integer(start)
+        if place is None or not -len(inside) <= place < len(inside):
+            raise UsageError(f"start={start!r}, but the model has {len(inside)} layers, numbered 0 to {len(inside) - 1}.")
+        return inside[place:]
+
+    @property
+    def pool(self) -> str | None:
+        """The captured layer that pools by attention what the last block left; None where there is none."""
+        return next((name for name in self.layers if find_layer(self._known, name).block is None), None)
 
     def keep(self, layer: str, part: Part, value: Any) -> None:
         """Take what was seen of a layer."""
@@ -151,13 +166,14 @@ def find_layer(layers: Sequence[Layer], asked: LayerName) -> Layer:
                 return layer
         raise UnknownNameError("layer", asked, [layer.name for layer in layers])
     inside = [layer for layer in layers if layer.block is not None] or list(layers)
-    if isinstance(asked, bool) or not isinstance(asked, int):
+    number = as_integer(asked)
+    if number is None:
         raise UsageError(f"A layer is a number or a name such as {layers[0].name!r}; {asked!r} came.")
-    if not -len(inside) <= asked < len(inside):
+    if not -len(inside) <= number < len(inside):
         raise UsageError(
-            f"There is no layer {asked}: the model has {len(inside)}, numbered 0 to {len(inside) - 1} (or -1 for the last)."
+            f"There is no layer {number}: the model has {len(inside)}, numbered 0 to {len(inside) - 1} (or -1 for the last)."
         )
-    return inside[asked]
+    return inside[number]
 
 
 @contextmanager
@@ -166,8 +182,8 @@ def capture(
     layers: LayerName | Iterable[LayerName] | None = None,
     *,
     parts: Part | Iterable[Part] = "attention",
-    heads: int | Sequence[int] | None = None,
-    queries: int | Sequence[int] | None = None,
+    heads: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    queries: SupportsIndex | Iterable[SupportsIndex] | None = None,
     gradients: bool = False,
     reduce: Callable[[Tensor], Any] | None = None,
 ) -> Iterator[Captured]:
@@ -196,7 +212,7 @@ def capture(
         everywhere = set(wanted_parts) <= set(_OF_PRODUCT)
         wanted = [layer for layer in known if layer.block is not None or everywhere] or list(known)
     else:
-        asked = {find_layer(known, name) for name in ([layers] if isinstance(layers, int | str) else layers)}
+        asked = {find_layer(known, name) for name in _listed(layers)}
         wanted = [layer for layer in known if layer in asked]
     if not wanted:
         raise UsageError("No layer to capture was named. Leave layers out for all of them.")
@@ -207,16 +223,38 @@ def capture(
     places = _places(heads, "heads"), _places(queries, "queries")
     captured = Captured(wanted, known, wanted_parts)
     handles: list[RemovableHandle] = []
+    watch = _Watch()
     try:
         for layer in wanted:
             pick = _Selection(layer.name, *places)
             for part in wanted_parts:
                 keep = partial(_keep, captured, layer.name, part, gradients, reduce)
-                handles.append(_watch(layer, part, keep, pick, gradients))
+                handles.append(_watch(layer, part, keep, pick, gradients, watch))
         yield captured
     finally:
+        watch.over = True
         for handle in handles:
             handle.remove()
+
+
+class _Watch:
+    """Lets a hook see what its own `with` asked for, and nothing else.
+
+    A forward of another thread through the same model is none of ours, nor is one through a copy that was made meanwhile
+    (`copy.deepcopy` copies hooks, and nobody would remove them there).
+    """
+
+    def __init__(self) -> None:
+        self.thread, self.over = get_ident(), False
+
+    def only(self, watched: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, deaf to all else."""
+
+        def heard(module: nn.Module, *given: Any) -> Any:
+            ours = module is watched and not self.over and get_ident() == self.thread
+            return hook(module, *given) if ours else None
+
+        return heard
 
 
 def _keep(
@@ -246,13 +284,19 @@ def _parts(parts: str | Iterable[str]) -> list[Part]:
     return cast(list[Part], wanted)
 
 
-def _places(asked: int | Sequence[int] | None, kind: str) -> list[int] | None:
+def _places(asked: SupportsIndex | Iterable[SupportsIndex] | None, kind: str) -> list[int] | None:
     if asked is None:
         return None
-    places = [asked] if isinstance(asked, int) else list(asked)
-    if not places or not all(isinstance(place, int) and not isinstance(place, bool) for place in places):
+    places = [as_integer(place) for place in _listed(asked)]
+    if not places or None in places:
         raise UsageError(f"{kind} must be a whole number or some of them; {asked!r} came.")
-    return places
+    return cast(list[int], places)
+
+
+def _listed(asked: Any) -> list[Any]:
+    """A list of what may have come alone."""
+    alone = isinstance(asked, str) or as_integer(asked) is not None or not isinstance(asked, Iterable)
+    return [asked] if alone else list(asked)
 
 
 @dataclass(frozen=True)
@@ -282,10 +326,12 @@ class _Selection:
         return x.index_select(dim, torch.tensor([place % count for place in places], device=x.device))
 
 
-def _watch(layer: Layer, part: Part, keep: Callable[[Tensor], None], pick: _Selection, mix: bool) -> RemovableHandle:
+def _watch(
+    layer: Layer, part: Part, keep: Callable[[Tensor], None], pick: _Selection, mix: bool, watch: _Watch
+) -> RemovableHandle:
     """Hang a hook where a part of a layer can be seen."""
     if part in _OF_PRODUCT:
-        return _watch_product(layer.product, part, keep, pick, mix)
+        return _watch_product(layer.product, part, keep, pick, mix, watch)
     block = layer.block
     if block is None:
         raise UsageError(f"{layer.name} is not inside a block, so it has no {part}; it has {', '.join(_OF_PRODUCT)}.")
@@ -297,18 +343,20 @@ def _watch(layer: Layer, part: Part, keep: Callable[[Tensor], None], pick: _Sele
         "mlp_hidden": cast(nn.Module, block.mlp.down),
     }
     if part in entering:
-        return entering[part].register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        module = entering[part]
+        return module.register_forward_pre_hook(watch.only(module, lambda _, inputs: keep(inputs[0])))
     # What a branch adds has passed its gain, and its norm where that stands behind the branch.
     leaving: dict[Part, nn.Module] = {
         "residual_post": block,
         "attention_output": block.scale1,
         "mlp_output": block.scale2,
     }
-    return leaving[part].register_forward_hook(lambda _, inputs, output: keep(output))
+    module = leaving[part]
+    return module.register_forward_hook(watch.only(module, lambda _, inputs, output: keep(output)))
 
 
 def _watch_product(
-    product: ScaledDotProduct, part: Part, keep: Callable[[Tensor], None], pick: _Selection, mix: bool
+    product: ScaledDotProduct, part: Part, keep: Callable[[Tensor], None], pick: _Selection, mix: bool, watch: _Watch
 ) -> RemovableHandle:
     def see(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor | None:
         given = dict(zip(("queries", "keys", "values", "bias"), inputs, strict=False)) | named
@@ -327,4 +375,4 @@ def _watch_product(
         weights = F.dropout(weights, product.dropout, product.training)
         return weights.to(output.dtype) @ given["values"]
 
-    return product.register_forward_hook(see, with_kwargs=True)
+    return product.register_forward_hook(watch.only(product, see), with_kwargs=True)

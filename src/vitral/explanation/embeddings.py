@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, SupportsIndex, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitral.base.numbers import as_integer, whole_number
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import LayerName, attention_layers, find_layer
 
@@ -85,8 +86,7 @@ def filter_components(model: nn.Module, count: int = 28) -> FilterComponents:
     projection = getattr(getattr(model, "patch", None), "projection", None)
     if not isinstance(projection, nn.Conv2d):
         raise UsageError(f"A {type(model).__name__} has no patch embedding whose filters could be looked at.")
-    if count < 1:
-        raise UsageError(f"count must be a whole number of at least 1; {count!r} came.")
+    count = whole_number("count", count)
     filters = _numbers(projection.weight)
     if not np.isfinite(filters).all():
         raise UsageError("The filters of the patch embedding hold numbers that are not finite.")
@@ -141,7 +141,7 @@ def position_similarity(
     grid: tuple[int, int] | None = None,
     *,
     layer: LayerName | None = None,
-    head: int | None = None,
+    head: SupportsIndex | None = None,
     kind: PositionKind | None = None,
 ) -> PositionSimilarity:
     """How similar positions are to a network, each way of telling them measured in its own terms.
@@ -225,18 +225,18 @@ def _rotary(model: Any, grid: tuple[int, int]) -> PositionSimilarity:
     )
 
 
-def _relative(model: Any, grid: tuple[int, int], layer: LayerName | None, head: int | None) -> PositionSimilarity:
+def _relative(model: Any, grid: tuple[int, int], layer: LayerName | None, head: SupportsIndex | None) -> PositionSimilarity:
     blocks = [one for one in attention_layers(model) if one.block is not None]
     number = blocks.index(find_layer(blocks, 0 if layer is None else layer))
     shared = model.relative_bias is not None
     biases = _numbers((model.relative_bias if shared else model.block_biases[number])(grid))[0, :, 1:, 1:]  # no class token
-    heads = len(biases)
-    if head is not None and not -heads <= head < heads:
+    heads, one = len(biases), as_integer(head)
+    if head is not None and (one is None or not -heads <= one < heads):
         raise UsageError(f"There is no head {head}: the model has {heads}, numbered 0 to {heads - 1}.")
     where = "all layers" if shared else blocks[number].name.removesuffix(".attention")
-    which = "mean over heads" if head is None else f"head {head % heads}"
+    which = "mean over heads" if one is None else f"head {one % heads}"
     return PositionSimilarity(
-        values=(biases.mean(0) if head is None else biases[head]).reshape(*grid, *grid),
+        values=(biases.mean(0) if one is None else biases[one]).reshape(*grid, *grid),
         kind="relative_bias",
         title=f"Relative position bias ({where}, {which})",
         label="Bias (logits)",

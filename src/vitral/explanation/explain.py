@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Protocol, cast, overload, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, SupportsIndex, cast, overload, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vitral.base.frame import Seen
 from vitral.base.image import PictureSource
+from vitral.base.numbers import as_integer
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import LayerName
@@ -24,7 +25,10 @@ from vitral.models.record import Record
 
 __all__ = ["Prepares", "Target", "explain", "target_class"]
 
-Target = int | str | ScoreOf | None
+_TOGETHER = 16
+"""Pictures of a list that are computed at once; with gradients a DeiT-Tiny needs 40 MB for each, a ViT-B four times that."""
+
+Target = SupportsIndex | str | ScoreOf | None
 """What to explain: a class by its place or its name, a score of one's own, or nothing: the best class."""
 
 
@@ -48,9 +52,9 @@ def explain(
     picture: list[Any],
     *,
     method: str = ...,
-    target: Target | Sequence[Target] = ...,
+    target: Target | Iterable[Target] = ...,
     layer: LayerName | None = ...,
-    head: int | str | None = ...,
+    head: SupportsIndex | str | None = ...,
     **options: Any,
 ) -> list[Explanation]: ...
 @overload
@@ -59,9 +63,9 @@ def explain(
     picture: PictureSource,
     *,
     method: str = ...,
-    target: Target | Sequence[Target] = ...,
+    target: Target | Iterable[Target] = ...,
     layer: LayerName | None = ...,
-    head: int | str | None = ...,
+    head: SupportsIndex | str | None = ...,
     **options: Any,
 ) -> Explanation: ...
 def explain(
@@ -69,9 +73,9 @@ def explain(
     picture: PictureSource | list[Any],
     *,
     method: str = DEFAULT,
-    target: Target | Sequence[Target] = None,
+    target: Target | Iterable[Target] = None,
     layer: LayerName | None = None,
-    head: int | str | None = None,
+    head: SupportsIndex | str | None = None,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Which parts of a picture mattered.
@@ -82,14 +86,15 @@ def explain(
             as a batch.
         method: a key of `explanation.methods.METHODS`, whose functions tell of their options.
         target: the class to explain, by its place or its name; by default the best one. Or a function from the model's
-            output to one number per picture, for scores that are no class (not for every method). For a list of
-            pictures also a list.
+            output to one number per picture, for scores that are no class (not for every method; attention is followed back
+            from the tokens that the model's own answer is read from). For a list of pictures also one for each of
+            them; a list for one picture explains it once for each.
         layer: for methods that look at one layer: which, by number or name.
         head: for methods that look at heads: one of them, or "mean", "max".
         **options: of the method.
 
     Returns:
-        An explanation, or a list of them for a list of pictures.
+        An explanation, or a list of them for a list of pictures or targets.
 
     Raises:
         PictureError: a picture cannot be read.
@@ -97,14 +102,20 @@ def explain(
         UsageError: a target outside the classes, a model without classes or without attention where they are needed.
     """
     if not isinstance(predictor, Prepares):
-        raise UsageError(f"explain takes a predictor; {predictor!r:.80} came. Make one with vitral.load(…).")
+        raise UsageError(
+            f"explain takes a predictor; a {type(predictor).__name__} came. Make one of it with vitral.load(…)."
+        )
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     chosen = options | {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
     METHODS[method].check(method, chosen)
-    many = isinstance(picture, list)
-    pictures: list[Any] = picture if isinstance(picture, list) else [picture]
-    targets = list(target) if many and isinstance(target, list | tuple) else [cast(Target, target)] * len(pictures)
+    if predictor.model.training:
+        raise UsageError("The model is in training mode, where dropout changes its answers. Call model.eval() first.")
+    own = isinstance(target, Iterable) and not isinstance(target, str) and as_integer(target) is None
+    many = own or isinstance(picture, list)
+    targets = list(cast(Iterable[Target], target)) if own else [cast(Target, target)]
+    pictures: list[Any] = picture if isinstance(picture, list) else [picture] * len(targets)
+    targets = targets if own else targets * len(pictures)
     if len(targets) != len(pictures):
         raise UsageError(f"{len(targets)} targets came for {len(pictures)} pictures.")
     wanted = [_checked(predictor, one, method) for one in targets]
@@ -113,7 +124,7 @@ def explain(
     for place, ((pixels, _), one) in enumerate(zip(prepared, wanted, strict=True)):
         groups[pixels.shape, one if callable(one) else None].append(place)
     found: list[Any] = [None] * len(prepared)
-    for places in groups.values():
+    for places in _batches(groups.values()):
         pixels = torch.stack([prepared[place][0] for place in places])
         seen = [prepared[place][1] for place in places]
         explained = _explained(predictor, pixels, seen, [wanted[place] for place in places], method, chosen)
@@ -122,7 +133,14 @@ def explain(
     return found if many else found[0]
 
 
-def target_class(record: Record, classes: int, target: int | str) -> int:
+def _batches(groups: Iterable[list[int]]) -> Iterator[list[int]]:
+    """Pictures that are computed together: of one size, and not more than memory is likely to hold."""
+    for group in groups:
+        for start in range(0, len(group), _TOGETHER):
+            yield group[start : start + _TOGETHER]
+
+
+def target_class(record: Record, classes: int, target: SupportsIndex | str) -> int:
     """The place of a class among the model's logits.
 
     Raises:
@@ -130,22 +148,21 @@ def target_class(record: Record, classes: int, target: int | str) -> int:
         UnknownNameError: no class is called so.
     """
     if isinstance(target, str):
-        if target not in record.labels:
-            raise UnknownNameError("class", target, record.labels or [record.label(place) for place in range(classes)])
-        return record.index(target)
-    if isinstance(target, bool) or not isinstance(target, int):
+        target = record.index(target)
+    place = as_integer(target)
+    if place is None:
         raise UsageError(f"A target is a class's place or name, or a function of the model's output; {target!r} came.")
-    if not 0 <= target < classes:
-        raise UsageError(f"There is no class {target}: the model has {classes}, numbered 0 to {classes - 1}.")
-    return target
+    if not 0 <= place < classes:
+        raise UsageError(f"There is no class {place}: the model has {classes}, numbered 0 to {classes - 1}.")
+    return place
 
 
 def _checked(predictor: Prepares, target: Target, method: str) -> int | ScoreOf | None:
     """The target as a class's place, a function, or None for the best class (or none at all)."""
     classes: int = cast(Any, predictor.model).config.num_classes
+    if target is not None and not METHODS[method].needs_target:
+        raise UsageError(f"The method {method!r} knows no target; leave it out.")
     if callable(target):
-        if not METHODS[method].needs_target:
-            raise UsageError(f"The method {method!r} knows no target; leave it out.")
         return target
     if not classes:
         if target is not None or METHODS[method].needs_target:
@@ -173,7 +190,6 @@ def _explained(
         with torch.no_grad():
             output: EncoderOutput = predictor.model(pixels)
         target, patch_size = _target(output, targets), cast(Any, predictor.model).config.patch_size
-        preprocessing = predictor.preprocessing
         question = Question(
             model=predictor.model,
             pixels=pixels,
@@ -181,8 +197,8 @@ def _explained(
             patch_size=patch_size,
             prefix=output.prefix,
             target=target,
-            problem=predictor.record.problem,
-            black=-(torch.tensor(preprocessing.mean) / torch.tensor(preprocessing.std)).view(1, -1, 1, 1).to(pixels),
+            record=predictor.record,
+            black=predictor.preprocessing.black.to(pixels),
         )
         heat = METHODS[method].find(question, **options)
         classes = target.tolist() if METHODS[method].needs_target and isinstance(target, Tensor) else None
@@ -201,6 +217,7 @@ def _explained(
             score=None if scores is None else scores[place],
             signed=METHODS[method].signed,
             picture=one.picture,
+            options=options,
             notes={name: float(numbers[place]) for name, numbers in heat.notes.items()},
         )
         for place, one in enumerate(seen)

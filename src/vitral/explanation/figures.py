@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -26,11 +26,13 @@ from PIL import Image
 from torch import Tensor
 
 from vitral.base.image import Picture
+from vitral.base.numbers import as_integer, whole_number
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import Captured
 from vitral.explanation.embeddings import FilterComponents, PositionSimilarity, patch_pictures
 from vitral.explanation.geometry import TokenGeometry
+from vitral.explanation.methods import title_of
 from vitral.explanation.result import Explanation
 from vitral.explanation.statistics import HeadStatistics, TokenNorms
 
@@ -268,12 +270,10 @@ def filter_grid(filters: FilterComponents, *, columns: int = 7, width: float = C
         UsageError: filters of other channels.
     """
     _checked(width, 1.0)
-    if columns < 1:
-        raise UsageError(f"columns must be a whole number of at least 1; {columns!r} came.")
     count, channels, high, wide = filters.components.shape
     if channels not in (1, 3):
         raise UsageError(f"Filters of three channels or one can be drawn; these have {channels}.")
-    columns = min(columns, count)
+    columns = min(whole_number("columns", columns), count)
     panels = _Panels(
         math.ceil(count / columns), columns, tall=high / wide, gap=0.1, width=width - 2 * _EDGE, below=0.9 * _LINE
     )
@@ -339,8 +339,8 @@ def attention_grid(
     geometry: TokenGeometry,
     picture: Picture | None = None,
     *,
-    token: int = 0,
-    place: int = 0,
+    token: SupportsIndex = 0,
+    place: SupportsIndex = 0,
     scale: Literal["each", "shared"] = "each",
     width: float = PAGE,
 ) -> Figure:
@@ -401,18 +401,21 @@ def attention_grid(
     return figure
 
 
-def _of_token(attention: Tensor, geometry: TokenGeometry, token: int, place: int) -> Float[np.ndarray, "h i j"]:
+def _of_token(
+    attention: Tensor, geometry: TokenGeometry, token: SupportsIndex, place: SupportsIndex
+) -> Float[np.ndarray, "h i j"]:
     """Where a token looks among the patches, in every head."""
     if attention.ndim != 4:
         raise UsageError(
             f"Maps of pictures, heads, asking and asked tokens (b h n m) are needed; one is {tuple(attention.shape)}."
         )
     pictures, _, asking, _ = attention.shape
-    if not -pictures <= place < pictures:
+    number = as_integer(place)
+    if number is None or not -pictures <= number < pictures:
         raise UsageError(f"There is no picture {place}: the maps are of {pictures}, numbered 0 to {pictures - 1}.")
     if asking not in (1, len(geometry)):
         raise UsageError(f"There are {len(geometry)} tokens; maps of all of them, or of one, are needed, but {asking} ask.")
-    row = attention[place, :, 0 if asking == 1 else token].detach().float().cpu().numpy()
+    row = attention[number, :, 0 if asking == 1 else token].detach().float().cpu().numpy()
     if not np.isfinite(row).all():
         raise UsageError("The maps hold numbers that are not finite.")
     return np.asarray(geometry.layout(row))
@@ -508,15 +511,6 @@ def norm_histogram(norms: TokenNorms, *, bins: int = 50, width: float = COLUMN) 
 
 # Explanations
 
-_METHODS = {
-    "grad_cam": "Grad-CAM",
-    "legrad": "LeGrad",
-    "rise": "RISE",
-    "smoothgrad": "SmoothGrad",
-    "logit_lens": "Logit lens",
-}
-"""How methods spell themselves, where it is not their key with a capital."""
-
 
 def compare(
     explanations: Iterable[Explanation], *, columns: int | None = None, original: bool = False, width: float = PAGE
@@ -541,9 +535,7 @@ def compare(
         raise UsageError("There are no explanations to compare.")
     if columns is None:
         columns = math.ceil(len(wanted) / math.ceil(len(wanted) / 5))
-    if columns < 1:
-        raise UsageError(f"columns must be a whole number of at least 1; {columns!r} came.")
-    columns = min(columns, len(wanted))
+    columns = min(whole_number("columns", columns), len(wanted))
     across = _checked(width, 1.0) - 2 * _EDGE
     texts = _captions(wanted, across / (columns * 1.05 - 0.05))
     panels = _Panels(
@@ -571,7 +563,7 @@ def _captions(wanted: Sequence[tuple[Explanation, bool]], room: float) -> list[l
     for apart in (False, True):
         texts = []
         for one, heat in wanted:
-            method = _METHODS.get(one.method, one.method.replace("_", " ").capitalize()) if heat else "Picture"
+            method = title_of(one.method) if heat else "Picture"
             lines = [_fitting(method, "", room, _TEXT)]
             if heat and one.label is not None:
                 score = "" if one.score is None else f"{one.score:.1%}"

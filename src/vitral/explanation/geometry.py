@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from torch import nn
 
 from vitral.base.frame import Frame
+from vitral.base.numbers import as_integer
 from vitral.errors import UsageError
 
 __all__ = ["TokenGeometry"]
@@ -41,28 +42,32 @@ class TokenGeometry:
         """How many tokens there are."""
         return len(self.prefix) + self.grid[0] * self.grid[1]
 
-    def name(self, token: int) -> str:
+    def name(self, token: SupportsIndex) -> str:
         """What a token is: "class", "patch (3, 4)"."""
-        token = self._checked(token)
-        return self.prefix[token] if token < len(self.prefix) else f"patch {self.patch(token)}"
+        place = self._checked(token)
+        return self.prefix[place] if place < len(self.prefix) else f"patch {self.patch(place)}"
 
-    def patch(self, token: int) -> tuple[int, int]:
+    def patch(self, token: SupportsIndex) -> tuple[int, int]:
         """Row and column of a token's patch.
 
         Raises:
             UsageError: there is no such token, or it is none of a patch.
         """
-        token = self._checked(token)
-        if token < len(self.prefix):
-            raise UsageError(f"Token {token} is the {self.prefix[token]} token; patches begin at token {len(self.prefix)}.")
-        return divmod(token - len(self.prefix), self.grid[1])
+        place = self._checked(token)
+        if place < len(self.prefix):
+            raise UsageError(f"Token {place} is the {self.prefix[place]} token; patches begin at token {len(self.prefix)}.")
+        return divmod(place - len(self.prefix), self.grid[1])
 
-    def token(self, row: int, column: int) -> int:
-        """The token of the patch in a row and a column, both counted from 0 (or, negative, from the end)."""
-        rows, columns = self.grid
-        if not (-rows <= row < rows and -columns <= column < columns):
+    def token(self, row: SupportsIndex, column: SupportsIndex) -> int:
+        """The token of the patch in a row and a column, both counted from 0 (or, negative, from the end).
+
+        Raises:
+            UsageError: there is no such patch.
+        """
+        (rows, columns), down, across = self.grid, as_integer(row), as_integer(column)
+        if down is None or across is None or not (-rows <= down < rows and -columns <= across < columns):
             raise UsageError(f"There is no patch ({row}, {column}) in a grid of {rows} rows and {columns} columns.")
-        return len(self.prefix) + row % rows * columns + column % columns
+        return len(self.prefix) + down % rows * columns + across % columns
 
     def token_at(self, x: float, y: float) -> int | None:
         """The token whose patch covers a point (x, y) of the picture, in pixels; None where no patch does."""
@@ -71,7 +76,7 @@ class TokenGeometry:
         inside = 0 <= row < self.grid[0] and 0 <= column < self.grid[1]  # which no infinity is
         return self.token(int(row), int(column)) if inside else None
 
-    def rectangle(self, token: int) -> tuple[float, float, float, float]:
+    def rectangle(self, token: SupportsIndex) -> tuple[float, float, float, float]:
         """Where a token's patch lies in the picture: (x0, y0, x1, y1) in pixels."""
         x0, y0, x1, y1 = self.rectangles[self.token(*self.patch(token)) - len(self.prefix)].tolist()
         return x0, y0, x1, y1
@@ -91,7 +96,8 @@ class TokenGeometry:
             raise UsageError(f"There are {len(self)} tokens, {patches} of them patches; {values.shape[-1]} values came.")
         return values[..., values.shape[-1] - patches :].reshape(*values.shape[:-1], *self.grid)
 
-    def _checked(self, token: int) -> int:
-        if not -len(self) <= token < len(self):
+    def _checked(self, token: SupportsIndex) -> int:
+        place = as_integer(token)
+        if place is None or not -len(self) <= place < len(self):
             raise UsageError(f"There is no token {token}: there are {len(self)}, numbered 0 to {len(self) - 1}.")
-        return token % len(self)
+        return place % len(self)

@@ -9,15 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
-from vitral.explanation.question import Heat, Question, whole_number
+from vitral.explanation.question import Heat, Question, gradients
 
 __all__ = ["integrated_gradients", "saliency", "smoothgrad"]
 
 
 def saliency(question: Question) -> Heat:
     """The gradient's magnitude, greatest over the channels (Simonyan et al. 2014, section 3.1)."""
-    return Heat(_gradient(question, question.pixels)[1].abs().amax(1))
+    return Heat(_gradient(question, question.pixels).abs().amax(1))
 
 
 def smoothgrad(question: Question, *, samples: int = 32, noise: float = 0.15, seed: int = 0) -> Heat:
@@ -29,8 +30,8 @@ def smoothgrad(question: Question, *, samples: int = 32, noise: float = 0.15, se
         noise: standard deviation of the noise, as a share of the picture's range.
         seed: of the noise, which is the same for every picture.
     """
-    whole_number("samples", samples)
-    if not noise > 0:
+    samples = whole_number("samples", samples)
+    if not real_number("noise", noise) > 0:
         raise UsageError(f"noise must be above 0; {noise!r} came.")
     pixels = question.pixels
     deviation = noise * (pixels.amax((1, 2, 3), keepdim=True) - pixels.amin((1, 2, 3), keepdim=True))
@@ -38,7 +39,7 @@ def smoothgrad(question: Question, *, samples: int = 32, noise: float = 0.15, se
     total = torch.zeros_like(pixels, dtype=torch.float32)
     for _ in range(samples):
         shaken = torch.randn(pixels.shape[1:], generator=generator).to(pixels) * deviation
-        total += _gradient(question, pixels + shaken)[1]
+        total += _gradient(question, pixels + shaken)
     return Heat((total / samples).abs().amax(1))
 
 
@@ -67,9 +68,9 @@ def integrated_gradients(
     Returns:
         Signed heat per pixel, summed over channels; the note "completeness_gap" is what share of the difference is missing.
     """
-    for name, number in (("steps", steps), ("max_steps", max_steps), ("batch_size", batch_size)):
-        whole_number(name, number)
-    if not tolerance > 0:
+    steps, max_steps = whole_number("steps", steps), whole_number("max_steps", max_steps)
+    batch_size = whole_number("batch_size", batch_size)
+    if not real_number("tolerance", tolerance) > 0:
         raise UsageError(f"tolerance must be above 0; {tolerance!r} came.")
     if baseline not in ("grey", "black"):
         raise UnknownNameError("baseline", baseline, ("grey", "black"))
@@ -95,7 +96,7 @@ def _integrated(
         mean = torch.zeros_like(way, dtype=torch.float32)
         for at, weight in zip(((points + 1) / 2).split(batch_size), (weights / 2).split(batch_size), strict=True):
             between = start + at.to(way).view(-1, 1, 1, 1) * way
-            gradient = _gradient(question, between)[1]
+            gradient = _gradient(question, between)
             mean += torch.einsum("s,scyx->cyx", weight.to(gradient), gradient)
         heat = (mean * way)[0].sum(0)
         gap = abs(heat.sum().item() - difference) / max(abs(difference), 1e-6)
@@ -104,11 +105,8 @@ def _integrated(
         steps *= 2
 
 
-def _gradient(question: Question, pixels: Float[Tensor, "b c y x"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c y x"]]:
-    """The scores of some pictures, and the gradient of each by its pixels, in single precision."""
+def _gradient(question: Question, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+    """The gradient of each picture's score by its pixels."""
     pixels = pixels.detach().requires_grad_()
-    score = question.logit(question.model(pixels))
-    [gradient] = torch.autograd.grad(score.sum(), [pixels])
-    if not torch.isfinite(gradient).all():
-        raise UsageError("The gradient of the score is not a finite number (NaN or infinity). Try dtype='float32'.")
-    return score.detach(), gradient.float()
+    [gradient] = gradients(question.logit(question.model(pixels)), [pixels])
+    return gradient

@@ -29,7 +29,6 @@ def logit_lens(question: Question, *, layer: LayerName = -1, value: Literal["pro
     with capture(question.model, layer, parts="residual_post") as captured:
         question.model(question.pixels)
     [tokens] = list(captured)
-    logits = question.read_tokens(tokens).float()
-    scores = logits if value == "logit" else question.probable(logits)
-    of_class = scores.gather(2, question.classes[:, None, None].expand(-1, scores.shape[1], 1))[..., 0]
-    return Heat(question.patches(of_class))
+    logits = question.read_tokens(tokens)
+    scores = logits if value == "logit" else question.probabilities(logits)
+    return Heat(question.patches(question.of_class(scores)))

@@ -15,7 +15,7 @@ from vitral.explanation.question import Heat
 from vitral.explanation.relevance import grad_cam, legrad, relevance
 from vitral.explanation.rollout import rollout
 
-__all__ = ["DEFAULT", "METHODS", "Method"]
+__all__ = ["DEFAULT", "METHODS", "Method", "title_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,16 @@ class Method:
     """A way to find out what mattered.
 
     Attributes:
+        title: its name as its authors write it.
+        asks: what its heat is, as the end of "Each place's heat is …".
         find: from a question and options to heat.
         needs_target: whether it explains a class (or a score); the others know none.
         signed: whether negative heat speaks against the class.
         paper: where it was published.
     """
 
+    title: str
+    asks: str
     find: Callable[..., Heat]
     needs_target: bool = True
     signed: bool = False
@@ -51,19 +55,83 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "attention": Method(find=attention, needs_target=False, paper="Vaswani et al. 2017"),
-    "rollout": Method(find=rollout, needs_target=False, paper="Abnar and Zuidema 2020"),
-    "relevance": Method(find=relevance, paper="Chefer et al. 2021"),
-    "legrad": Method(find=legrad, paper="Bousselham et al. 2024"),
-    "grad_cam": Method(find=grad_cam, paper="Selvaraju et al. 2017"),
-    "saliency": Method(find=saliency, paper="Simonyan et al. 2014"),
-    "smoothgrad": Method(find=smoothgrad, paper="Smilkov et al. 2017"),
-    "integrated_gradients": Method(find=integrated_gradients, signed=True, paper="Sundararajan et al. 2017"),
-    "occlusion": Method(find=occlusion, signed=True, paper="Zeiler and Fergus 2014"),
-    "rise": Method(find=rise, paper="Petsiuk et al. 2018"),
-    "logit_lens": Method(find=logit_lens, paper="Vilas et al. 2023"),
+    "attention": Method(
+        title="Attention",
+        asks="how much one layer takes from it",
+        find=attention,
+        needs_target=False,
+        paper="Vaswani et al. 2017",
+    ),
+    "rollout": Method(
+        title="Rollout",
+        asks="how much of it attention carries through all layers to the answer",
+        find=rollout,
+        needs_target=False,
+        paper="Abnar and Zuidema 2020",
+    ),
+    "relevance": Method(
+        title="Relevance",
+        asks="how much of it attention carries where the class's score rises with that attention",
+        find=relevance,
+        paper="Chefer et al. 2021",
+    ),
+    "legrad": Method(
+        title="LeGrad",
+        asks="how much the class, read behind every layer, rises with the attention paid to it",
+        find=legrad,
+        paper="Bousselham et al. 2024",
+    ),
+    "grad_cam": Method(
+        title="Grad-CAM",
+        asks="how much it has of the channels with which the class's score rises",
+        find=grad_cam,
+        paper="Selvaraju et al. 2017",
+    ),
+    "saliency": Method(
+        title="Saliency",
+        asks="how steeply the class's score changes with it",
+        find=saliency,
+        paper="Simonyan et al. 2014",
+    ),
+    "smoothgrad": Method(
+        title="SmoothGrad",
+        asks="how steeply the class's score changes with it, averaged over noisy copies of the picture",
+        find=smoothgrad,
+        paper="Smilkov et al. 2017",
+    ),
+    "integrated_gradients": Method(
+        title="Integrated gradients",
+        asks="its part in the difference between the scores of the picture and of one that shows nothing",
+        find=integrated_gradients,
+        signed=True,
+        paper="Sundararajan et al. 2017",
+    ),
+    "occlusion": Method(
+        title="Occlusion",
+        asks="how far the class's probability falls when a grey square hides it",
+        find=occlusion,
+        signed=True,
+        paper="Zeiler and Fergus 2014",
+    ),
+    "rise": Method(
+        title="RISE",
+        asks="the class's mean probability over random masks that leave it seen",
+        find=rise,
+        paper="Petsiuk et al. 2018",
+    ),
+    "logit_lens": Method(
+        title="Logit lens",
+        asks="the class's probability when its own token is read as if it were the picture's",
+        find=logit_lens,
+        paper="Vilas et al. 2023",
+    ),
 }
 """Name → method."""
 
-DEFAULT = "relevance"
-"""The method that is used where none is named."""
+DEFAULT = "grad_cam"
+"""The method that is used where none is named: the one that won benchmarks/explain.py (see benchmarks/RESULTS.md)."""
+
+
+def title_of(method: str) -> str:
+    """What a method is called in a caption; heat from elsewhere by its name."""
+    return METHODS[method].title if method in METHODS else method.replace("_", " ").capitalize()

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UsageError
-from vitral.explanation.question import Heat, Question, whole_number
+from vitral.explanation.question import Heat, Question
 
 __all__ = ["occlusion", "rise"]
 
@@ -21,24 +22,26 @@ def occlusion(question: Question, *, window: int | None = None, stride: int | No
     Args:
         question: what to explain.
         window: side of the square in patches; by default a fifth of the grid's shorter side.
-        stride: patches from one square to the next; by default a third of the square's side, at least one.
+        stride: patches from one square to the next, no more than its side; by default a third of it, at least one.
         batch_size: hidden variants computed at once.
     """
     rows, columns = question.grid
-    window = max(1, round(min(rows, columns) / 5)) if window is None else window
-    stride = max(1, window // 3) if stride is None else stride
-    for name, number in (("window", window), ("stride", stride), ("batch_size", batch_size)):
-        whole_number(name, number)
+    window = max(1, round(min(rows, columns) / 5)) if window is None else whole_number("window", window)
+    stride = max(1, window // 3) if stride is None else whole_number("stride", stride)
+    batch_size = whole_number("batch_size", batch_size)
     if window > min(rows, columns):
         raise UsageError(f"window={window} does not fit a grid of {rows} × {columns} patches.")
+    if stride > window:
+        raise UsageError(f"stride={stride} would leave patches that no square of window={window} hides.")
     corners = [(row, column) for row in _starts(rows, window, stride) for column in _starts(columns, window, stride)]
     hidden = torch.stack([_square(question.grid, *corner, window) for corner in corners])
     height, width = question.patch_size
     heats = []
     for place in range(len(question.pixels)):
-        whole = question.alone(place).probabilities(torch.ones(1, 1, 1))
+        alone = question.alone(place)
+        whole = alone.probability_seen(torch.ones(1, 1, 1))
         left = [
-            question.alone(place).probabilities(1 - some.repeat_interleave(height, 1).repeat_interleave(width, 2))
+            alone.probability_seen(1 - some.repeat_interleave(height, 1).repeat_interleave(width, 2))
             for some in hidden.split(batch_size)
         ]
         heats.append(torch.einsum("s,sij->ij", whole - torch.cat(left), hidden) / hidden.sum(0))
@@ -72,9 +75,9 @@ def rise(
         seed: of the masks, which are the same for every picture.
         batch_size: masked variants computed at once.
     """
-    for name, number in (("masks", masks), ("cells", cells), ("batch_size", batch_size)):
-        whole_number(name, number)
-    if not 0 < keep < 1:
+    masks, cells = whole_number("masks", masks), whole_number("cells", cells)
+    batch_size = whole_number("batch_size", batch_size)
+    if not 0 < real_number("keep", keep) < 1:
         raise UsageError(f"keep must be between 0 and 1; {keep!r} came.")
     generator = torch.Generator().manual_seed(seed)
     height, width = question.pixels.shape[2:]
@@ -83,14 +86,17 @@ def rise(
         seen = _soft_masks(min(batch_size, masks - done), cells, keep, (height, width), generator)
         coverage += seen.sum(0)
         for place, total in enumerate(totals):
-            total += torch.einsum("s,syx->yx", question.alone(place).probabilities(seen), seen)
+            total += torch.einsum("s,syx->yx", question.alone(place).probability_seen(seen), seen)
     return Heat(totals / coverage.clamp(min=torch.finfo(coverage.dtype).tiny))
 
 
 def _soft_masks(
     count: int, cells: int, keep: float, size: tuple[int, int], generator: torch.Generator
 ) -> Float[Tensor, "s y x"]:
-    """Coarse random grids, enlarged bilinearly by one cell more than is needed and cut out at a random shift."""
+    """Coarse random grids, enlarged bilinearly and cut out at a random shift (section 3.2).
+
+    A grid has one cell more along either side than fit the picture, where the paper stretches as many as fit by so much.
+    """
     coarse = (torch.rand(count, 1, cells + 1, cells + 1, generator=generator) < keep).float()
     cell = [-(-side // cells) for side in size]
     large = F.interpolate(coarse, size=[(cells + 1) * side for side in cell], mode="bilinear", align_corners=False)[:, 0]

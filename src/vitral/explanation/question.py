@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, SupportsIndex, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitral.errors import UsageError
+from vitral.base.numbers import as_integer
+from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import EncoderOutput
+from vitral.models.record import Record
+from vitral.tasks.classification import scores_of
 
-__all__ = ["Heat", "Question", "ScoreOf", "all_finite", "read_back", "reading_weights", "whole_number"]
+__all__ = ["Heat", "Question", "ScoreOf", "gradients", "read_back", "reading_weights"]
 
 ScoreOf = Callable[[EncoderOutput], Float[Tensor, " b"]]
 """A score of the caller's own: one number for each picture of a batch."""
@@ -45,7 +47,7 @@ class Question:
         patch_size: height and width of a patch in pixels.
         prefix: how many tokens stand before the patches.
         target: the class of each picture, or a score of the caller's own, or nothing for methods that know no class.
-        problem: how logits become probabilities; see `models.record.Record`.
+        record: the model's; it says how logits become probabilities.
         black: the input's values of a black pixel.
     """
 
@@ -55,8 +57,8 @@ class Question:
     patch_size: tuple[int, int]
     prefix: int
     target: Int[Tensor, " b"] | ScoreOf | None = None
-    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
-    black: Float[Tensor, "1 c 1 1"] = field(default_factory=lambda: torch.zeros(1, 3, 1, 1))
+    record: Record = field(default_factory=Record)
+    black: Float[Tensor, "c 1 1"] = field(default_factory=lambda: torch.zeros(3, 1, 1))
 
     @property
     def tokens(self) -> int:
@@ -79,28 +81,37 @@ class Question:
         return self.pixels.detach().requires_grad_()
 
     def logit(self, output: EncoderOutput) -> Float[Tensor, " n"]:
-        """The score before it becomes a probability, in single precision: what gradients are taken of."""
-        return self.target(output).float() if callable(self.target) else self._of_class(cast(Tensor, output.logits).float())
+        """The score before it becomes a probability, in single precision: what gradients are taken of.
 
-    def probable(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        """Logits as probabilities, where they are logits of classes."""
-        if self.problem == "regression":
-            return logits
-        return logits.softmax(-1) if self.problem == "single_label" and logits.shape[-1] > 1 else logits.sigmoid()
+        Raises:
+            UsageError: the caller's own score is not one number per picture.
+        """
+        if not callable(self.target):
+            return self.of_class(cast(Tensor, output.logits).float())
+        score: Any = self.target(output)
+        if not isinstance(score, Tensor) or score.shape != output.tokens.shape[:1]:
+            came = f"a tensor of shape {tuple(score.shape)}" if isinstance(score, Tensor) else repr(score)
+            raise UsageError(f"A score of your own must be one number per picture, here {len(output.tokens)}; {came} came.")
+        return score.float()
 
     def probability(self, output: EncoderOutput) -> Float[Tensor, " n"]:
         """The score as a probability, where there are classes: what is watched when a picture is changed."""
         if callable(self.target):
             return self.logit(output)
-        return self._of_class(self.probable(cast(Tensor, output.logits).float()))
+        return self.of_class(self.probabilities(cast(Tensor, output.logits)))
 
-    def _of_class(self, of_classes: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
-        """The target's column; the class of a single picture is also that of every variant of it."""
-        return of_classes.gather(1, self.classes.expand(len(of_classes))[:, None])[:, 0]
+    def probabilities(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        """Logits as probabilities, where they are logits of classes, in single precision."""
+        return scores_of(logits, "default", self.record)
+
+    def of_class(self, of_classes: Float[Tensor, "n ... c"]) -> Float[Tensor, "n ..."]:
+        """The number of each picture's class; the class of a single picture is also that of every variant of it."""
+        places = self.classes.view(-1, *[1] * (of_classes.ndim - 1))
+        return of_classes.take_along_dim(places, dim=-1)[..., 0]
 
     @torch.no_grad()
-    def probabilities(self, seen: Float[Tensor, "s y x"]) -> Float[Tensor, " s"]:
-        """Probabilities for the one picture asked about when only a part of it is seen.
+    def probability_seen(self, seen: Float[Tensor, "s y x"]) -> Float[Tensor, " s"]:
+        """The probability for the one picture asked about when only a part of it is seen.
 
         Args:
             seen: for each variant what share of each pixel is seen; the rest is grey (zero after normalisation). Pixels
@@ -116,14 +127,44 @@ class Question:
         logits: Tensor = cast(Any, self.model).read_tokens(tokens)
         return logits
 
+    def read_out(self, tokens: Float[Tensor, "b n d"]) -> EncoderOutput:
+        """What the model would answer, were these the tokens behind its last block."""
+        output: EncoderOutput = cast(Any, self.model).read_out(tokens, self.grid)
+        return output
+
     def alone(self, place: int) -> Question:
         """The question about one picture of the batch."""
         target = self.target[place : place + 1] if isinstance(self.target, Tensor) else self.target
         return replace(self, pixels=self.pixels[place : place + 1], target=target)
 
+    def token(self, asked: SupportsIndex | str | tuple[SupportsIndex, SupportsIndex]) -> int:
+        """The number of a token: of a number, of a name, or of row and column of a patch.
+
+        Raises:
+            UnknownNameError: no token before the patches is called so.
+            UsageError: it is none of these, or there is no such patch.
+        """
+        names: tuple[str, ...] = cast(Any, self.model).config.prefix_names
+        if isinstance(asked, str):
+            if asked not in names:
+                raise UnknownNameError("token", asked, names)
+            return names.index(asked)
+        number = as_integer(asked)
+        if number is not None:
+            return number
+        place = [as_integer(one) for one in asked] if isinstance(asked, tuple) else []
+        if len(place) != 2 or not all(
+            one is not None and 0 <= one < side for one, side in zip(place, self.grid, strict=True)
+        ):
+            rows, columns = self.grid
+            raise UsageError(
+                f"A token is a number, a name, or (row, column) in the grid of {rows} × {columns} patches; {asked!r} came."
+            )
+        return self.prefix + cast(int, place[0]) * self.grid[1] + cast(int, place[1])
+
     def patches(self, of_tokens: Float[Tensor, "b n"]) -> Float[Tensor, "b i j"]:
-        """Values of all tokens as a map over the patches, in single precision."""
-        return of_tokens[:, self.prefix :].float().unflatten(1, self.grid)
+        """Values of all tokens, or of the patches alone, as a map over the patches, in single precision."""
+        return of_tokens[:, -self.grid[0] * self.grid[1] :].float().unflatten(1, self.grid)
 
 
 def reading_weights(model: nn.Module, tokens: int) -> Float[Tensor, " n"] | None:
@@ -157,13 +198,22 @@ def read_back(model: nn.Module, flow: Float[Tensor, "b n n"], pool: Float[Tensor
     return (pool.to(flow) @ flow[:, flow.shape[1] - pool.shape[2] :])[:, 0]
 
 
-def whole_number(name: str, number: Any) -> None:
-    """Refuse what is no whole number of at least one."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise UsageError(f"{name} must be a whole number of at least 1; {number!r} came.")
+def gradients(score: Float[Tensor, " b"], by: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
+    """Gradients of each picture's score by some tensors, in single precision; no picture's score depends on another.
 
+    Args:
+        score: one number per picture, in the graph.
+        by: tensors that it was computed from.
+        keep: whether the graph is needed again.
 
-def all_finite(what: str, *arrays: np.ndarray) -> None:
-    """Refuse numbers that are NaN or infinite."""
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise UsageError(f"The {what} are not all finite (NaN or infinity).")
+    Raises:
+        UsageError: a score that cannot be differentiated by them, or numbers that are not finite.
+    """
+    if not score.requires_grad:
+        raise UsageError("The score to be explained leads back to nothing that can be differentiated.")
+    found = torch.autograd.grad(score.sum(), by, retain_graph=keep, allow_unused=True)
+    if any(one is None for one in found):
+        raise UsageError("The score to be explained does not depend on everything that this method looks at in the model.")
+    if not all(torch.isfinite(one).all() for one in (score, *found)):
+        raise UsageError("The score to be explained, or its gradient, is not a finite number. Try dtype='float32'.")
+    return [one.float() for one in found]

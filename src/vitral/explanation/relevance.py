@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import SupportsIndex
 
-from vitral.errors import UsageError
-from vitral.explanation.capture import LayerName, capture
-from vitral.explanation.question import Heat, Question, read_back
+import torch
+
+from vitral.explanation.capture import LayerName, Part, attention_layers, capture
+from vitral.explanation.question import Heat, Question, gradients, read_back
 
 __all__ = ["grad_cam", "legrad", "relevance"]
 
@@ -17,46 +16,53 @@ def relevance(question: Question) -> Heat:
     """Gradient × attention (Chefer et al. 2021, ICCV, "Generic Attention-model Explainability", equations 5 and 6).
 
     Relevance starts as the identity, and each layer adds what its attention carries, where the score would rise with it:
-    R ← R + mean over heads of (∇A ⊙ A)⁺ · R.
+    R ← R + mean over heads of (∇A ⊙ A)⁺ · R. The row of the class token is the heat; where a model reads the mean of its
+    patches, their mean row, and where it pools by attention, what the pool's map carries by the same rule.
     """
     with capture(question.model, gradients=True) as captured:
         score = question.logit(question.model(question.differentiable()))
     maps = list(captured)
-    carried = [
-        (gradient * map_.detach()).clamp(min=0).mean(1).float()
-        for gradient, map_ in zip(_gradients(score, maps), maps, strict=True)
-    ]
-    flow, pool = torch.eye(question.tokens, device=score.device).expand(len(score), -1, -1), None
-    for name, one in zip(captured.layers, carried, strict=True):
-        if captured.inside(name):
-            flow = flow + one @ flow
-        else:
-            pool = one
+    carried = {
+        name: (gradient * map_.detach()).clamp(min=0).mean(1).float()
+        for name, gradient, map_ in zip(captured.layers, gradients(score, maps), maps, strict=True)
+    }
+    flow = torch.eye(question.tokens, device=score.device).expand(len(score), -1, -1)
+    for name in captured.blocks():
+        flow = flow + carried[name] @ flow
+    pool = None if captured.pool is None else carried[captured.pool]
     return Heat(question.patches(read_back(question.model, flow, pool)))
 
 
-def legrad(question: Question, *, start: int = 0) -> Heat:
+def legrad(question: Question, *, start: SupportsIndex = 0) -> Heat:
     """LeGrad (Bousselham et al. 2024, "LeGrad", section 3): how each layer's attention forms the class.
 
-    The mean token behind every layer is read as if it were the picture's, and the score so read is differentiated by that
-    layer's attention map. Positive gradients are averaged over heads and asking tokens, and layers are summed.
+    The tokens behind every layer are read as if it were the last, and the score so read is differentiated by that layer's
+    attention map; its positive gradients are averaged over heads and asking tokens, and layers are summed. As in the
+    authors' code (WalBouss/LeGrad, legrad/wrapper.py) it is the mean of all tokens that is read, also where a model reads
+    its class token; and where one pools by attention, the pool reads the tokens of every layer, and the score is
+    differentiated by the pool's map instead of the layer's.
 
     Args:
         question: what to explain.
         start: the first layer that counts, 0 for all.
     """
-    with capture(question.model, parts=("attention", "residual_post"), gradients=True) as captured:
+    pool = next((layer.name for layer in attention_layers(question.model) if layer.block is None), None)
+    parts: tuple[Part, ...] = ("attention", "residual_post") if pool is None else ("residual_post",)
+    with capture(question.model, parts=parts, gradients=True) as captured:
         question.model(question.differentiable())
-    if not -len(captured) <= start < len(captured):
-        raise UsageError(f"start={start}, but the model has {len(captured)} layers, numbered 0 to {len(captured) - 1}.")
-    found = torch.zeros(len(question.pixels), question.tokens, device=question.pixels.device)
-    for name in captured.layers[start:]:
+    found = []
+    for name in captured.blocks(start):
         tokens = captured[name, "residual_post"]
-        logits = question.read_tokens(tokens.mean(1, keepdim=True))[:, 0]
-        score = logits.float().gather(1, question.classes[:, None])[:, 0]
-        [gradient] = _gradients(score, [captured[name]], keep=True)
-        found = found + gradient.clamp(min=0).mean((1, 2)).float()
-    return Heat(question.patches(found))
+        if pool is None:
+            logits = question.read_tokens(tokens.mean(1, keepdim=True))[:, 0]
+            score, map_ = question.of_class(logits.float()), captured[name, "attention"]
+        else:
+            with capture(question.model, pool, gradients=True) as reading:
+                score = question.logit(question.read_out(tokens))
+            map_ = reading[pool]
+        [gradient] = gradients(score, [map_], keep=True)
+        found.append(gradient.clamp(min=0).mean((1, 2)))
+    return Heat(question.patches(torch.stack(found).sum(0)))
 
 
 def grad_cam(question: Question, *, layer: LayerName = -1) -> Heat:
@@ -73,14 +79,7 @@ def grad_cam(question: Question, *, layer: LayerName = -1) -> Heat:
     with capture(question.model, layer, parts="attention_input", gradients=True) as captured:
         score = question.logit(question.model(question.differentiable()))
     [tokens] = list(captured)
-    [gradient] = _gradients(score, [tokens])
-    importance = gradient[:, question.prefix :].float().mean(1)
+    [gradient] = gradients(score, [tokens])
+    importance = gradient[:, question.prefix :].mean(1)
     weighted = torch.einsum("bnd,bd->bn", tokens.detach().float(), importance)
     return Heat(question.patches(weighted.clamp(min=0)))
-
-
-def _gradients(score: Float[Tensor, " b"], by: list[Tensor], *, keep: bool = False) -> list[Tensor]:
-    """Gradients of each picture's score by each of some tensors; a picture's score depends on no other picture."""
-    if not torch.isfinite(score).all():
-        raise UsageError("The score to be explained is not a finite number (NaN or infinity). Try dtype='float32'.")
-    return list(torch.autograd.grad(score.sum(), by, retain_graph=keep))

@@ -34,7 +34,7 @@ from vitral.explanation.capture import attention_layers, capture
 from vitral.explanation.embeddings import PositionSimilarity, position_similarity
 from vitral.explanation.explain import Prepares, explain, target_class
 from vitral.explanation.geometry import TokenGeometry
-from vitral.explanation.methods import DEFAULT, METHODS
+from vitral.explanation.methods import DEFAULT, METHODS, title_of
 from vitral.explanation.result import Explanation
 from vitral.explanation.statistics import head_statistics
 from vitral.models.output import EncoderOutput
@@ -65,7 +65,8 @@ def explanation_page(
         predictor: see `pipelines.predictor.load`.
         picture: a path, address, bytes, file object, Pillow image, array or tensor.
         top_k: how many of the best classes are explained; a model without classes explains none.
-        method: how; a key of `explanation.methods.METHODS`.
+        method: how; a key of `explanation.methods.METHODS`. Classes are explained by relevance as well, the method that
+            follows attention through all layers, as two methods seldom agree.
         target: a class to be explained before the best ones, by its place or its name.
         budget: how many numbers of attention maps the page may hold, a byte each before they are packed. Where there
             are more, patches are gathered to blocks, and the page says so.
@@ -95,7 +96,7 @@ def explanation_page(
     classes = None if output.logits is None else decode(output, [seen], predictor.record, chosen)[0]
     heats = []
     for name, place in _questions(predictor, method, target, classes):
-        step(_worded(name) if place is None else f"{_worded(name)}: {predictor.record.label(place)}")
+        step(title_of(name) if place is None else f"{title_of(name)}: {predictor.record.label(place)}")
         own = options if name == method else {}
         heats.append(explain(predictor, seen.picture, method=name, target=place, **own))
     step("positions and distances")
@@ -117,7 +118,7 @@ def explanation_page(
         '<p class="asleep" id="asleep"></p>',
         _explorer(told, _classes(classes)),
         _wall(),
-        _reasons(heats, method),
+        _reasons(heats),
         "" if distance is None else _distances(distance),
         "" if positions is None else _likenesses(positions, told["positions"]),
         _footer(),
@@ -280,12 +281,13 @@ def _questions(
         places = [wanted, *(place for place in places if place != wanted)]
     if not METHODS[method].needs_target:
         return [(method, None)] if method == "rollout" else [(method, None), ("rollout", None)]
-    return [*((method, place) for place in places), ("rollout", None)]
+    methods = dict.fromkeys((method, "relevance"))
+    return [*((one, place) for one in methods for place in places), ("rollout", None)]
 
 
 def _heat(explanation: Explanation, store: _Store) -> dict[str, Any]:
     """An explanation's heat in eight bits, and where it lies in the picture."""
-    heat = explanation.heat
+    heat = explanation.clipped
     levels = np.rint(255 * stretched(heat, signed=explanation.signed)).astype(np.uint8)
     size = np.array([heat.shape[1] * explanation.cell[1], heat.shape[0] * explanation.cell[0]])
     corners = explanation.geometry.frame.to_picture(np.stack([np.zeros(2), size]))
@@ -368,10 +370,6 @@ def _called(name: str) -> str:
 def _spoken(prefix: str) -> str:
     """A token before the patches, in a sentence: "the class token", "register 2"."""
     return prefix if prefix[-1:].isdigit() else f"the {prefix} token"
-
-
-def _worded(method: str) -> str:
-    return method.replace("_", " ")
 
 
 def _named(number: int, noun: str) -> str:
@@ -472,35 +470,30 @@ def _wall() -> str:
     )
 
 
-def _reasons(heats: Sequence[Explanation], method: str) -> str:
-    """Heat for each class, and what knows no class."""
-    classes = [one for one in heats if one.target is not None]
-    cards = "".join(_card(place, one) for place, one in enumerate(heats))
-    others = "Rollout follows attention from the answer back through all layers; it knows no class."
-    if not classes:
-        text = f"{others} ({METHODS['rollout'].paper})"
-        return page.section("From the answer back to the patches", page.paragraph(text), f'<div class="cards">{cards}</div>')
-    colours = (
-        "Red speaks for the class, blue against it." if METHODS[method].signed else "The brighter, the more it mattered."
-    )
-    return page.section(
-        "Why these classes",
-        page.paragraph(
-            f"What each class rests on, as found by {_worded(method)} ({METHODS[method].paper}). {colours} {others} "
-            f"({METHODS['rollout'].paper})"
-        ),
-        f'<div class="cards live">{cards}</div>',
-    )
+def _reasons(heats: Sequence[Explanation]) -> str:
+    """Heat for each class, method by method, and what knows no class."""
+    groups: dict[str, list[str]] = {}
+    for place, one in enumerate(heats):
+        groups.setdefault(one.method, []).append(_card(place, one))
+    parts = []
+    for name, cards in groups.items():
+        method = METHODS[name]
+        colours = "Red speaks for the class, blue against it." if method.signed else "The brighter, the more."
+        unknowing = "" if method.needs_target else " It knows no class."
+        told = f"{method.title} ({method.paper}): each place's heat is {method.asks}. {colours}{unknowing}"
+        parts += [page.paragraph(told), f'<div class="cards live">{"".join(cards)}</div>']
+    classes = any(one.target is not None for one in heats)
+    return page.section("Why these classes" if classes else "From the answer back to the patches", *parts)
 
 
 def _card(place: int, explanation: Explanation) -> str:
-    name = explanation.label or _worded(explanation.method).capitalize()
+    title = title_of(explanation.method)
     score = explanation.score
     number = "" if score is None else f'<span class="number">{_score(score)}</span>{_bar(score)}'
-    what = "Heat on the picture: " + " for ".join(filter(None, [_worded(explanation.method), explanation.label]))
+    what = f"Heat on the picture: {title}" + (f" for {explanation.label}" if explanation.label else "")
     return (
         f'<figure><canvas class="picture" data-heat="{place}" role="img" aria-label="{escape(what)}"></canvas>'
-        f"<figcaption><b>{escape(name)}</b>{number}</figcaption></figure>"
+        f"<figcaption><b>{escape(explanation.label or title)}</b>{number}</figcaption></figure>"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from vitral.explanation.geometry import TokenGeometry
 
 __all__ = ["Explanation"]
 
+_PLAIN = (str, int, float, bool)
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -33,6 +35,7 @@ class Explanation:
         target: the class that was explained; None for a method that knows no class, or a score of the caller's.
         label: its name.
         score: its probability.
+        options: what was asked of the method: layer, head, ….
         signed: whether negative heat speaks against the class; else heat only ranks.
         picture: the picture itself, where it was kept.
         notes: further numbers a method has to tell, such as how far integrated gradients are from complete.
@@ -49,6 +52,7 @@ class Explanation:
     target: int | None = None
     label: str | None = None
     score: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     signed: bool = False
     picture: Picture | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
@@ -62,12 +66,25 @@ class Explanation:
 
     def __repr__(self) -> str:
         of = "" if self.label is None else f" of {self.label}" + ("" if self.score is None else f" ({self.score:.3f})")
-        return f"Explanation({self.name}: {self.method}{of}, {self.heat.shape[0]} × {self.heat.shape[1]})"
+        asked = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        how = f"{self.method}({asked})" if asked else self.method
+        return f"Explanation({self.name}: {how}{of}, {self.heat.shape[0]} × {self.heat.shape[1]})"
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the picture in pixels."""
         return self.geometry.frame.picture
+
+    @property
+    def clipped(self) -> Float[np.ndarray, "i j"]:
+        """The heat as it is drawn, per pixel cut off at the 99th percentile of its magnitude.
+
+        A few pixels of a gradient may be so hot that all others would look cold.
+        """
+        if self.cell != (1, 1):
+            return self.heat
+        limit = np.quantile(np.abs(self.heat), 0.99)
+        return self.heat.clip(-limit, limit)
 
     def on_picture(self, outside: float | None = None) -> Float[np.ndarray, "y x"]:
         """The heat of every pixel of the original picture.
@@ -117,10 +134,7 @@ class Explanation:
         if image.size != (width, height) or self.picture.box is not None:
             how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
             image = image.resize((width, height), how, box=self.picture.box)
-        heat = self._on(self.geometry.frame.resized((height, width)), None)
-        if self.cell == (1, 1):  # a few pixels of a gradient may be so hot that all others would look cold
-            limit = np.quantile(np.abs(heat), 0.99)
-            heat = heat.clip(-limit, limit)
+        heat = replace(self, heat=self.clipped)._on(self.geometry.frame.resized((height, width)), None)
         return draw_heat(
             image, heat, colours=colours or ("RdBu_r" if self.signed else "inferno"), signed=self.signed, strength=strength
         )
@@ -131,6 +145,7 @@ class Explanation:
             "name": self.name,
             "size": list(self.size),
             "method": self.method,
+            "options": {name: value if isinstance(value, _PLAIN) else str(value) for name, value in self.options.items()},
             "target": self.target,
             "label": self.label,
             "score": self.score,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitral.base.numbers import real_number
 from vitral.errors import UsageError
 from vitral.explanation.capture import capture
 from vitral.explanation.maps import HeadFusion, fused
@@ -17,22 +19,20 @@ __all__ = ["roll_out", "rollout"]
 
 
 @torch.no_grad()
-def rollout(question: Question, *, fusion: HeadFusion = "mean", discard: float = 0.0, start: int = 0) -> Heat:
+def rollout(question: Question, *, fusion: HeadFusion = "mean", discard: float = 0.0, start: SupportsIndex = 0) -> Heat:
     """Attention rollout (Abnar and Zuidema 2020, section 3); it knows no class.
 
     Args:
         question: what to look at.
-        fusion: how the heads of a layer become one.
-        discard: share of each row's weakest attention that is left out, from 0 to below 1.
+        fusion: how the heads of a layer become one; the mean in the paper.
+        discard: share of each row's weakest attention that is left out, from 0, as in the paper, to below 1. (Gildenblat
+            2020, jacobgil/vit-explain, leaves out the weakest of a whole map, which may leave rows without any.)
         start: the first layer that counts, 0 for all.
     """
     with capture(question.model, reduce=lambda maps: fused(maps, fusion)) as captured:
         question.model(question.pixels)
-    blocks = [name for name in captured.layers if captured.inside(name)]
-    if not -len(blocks) <= start < len(blocks):
-        raise UsageError(f"start={start}, but the model has {len(blocks)} layers, numbered 0 to {len(blocks) - 1}.")
-    flow = roll_out([captured[name] for name in blocks[start:]], discard=discard)
-    pool = next((captured[name] for name in captured.layers if not captured.inside(name)), None)
+    flow = roll_out([captured[name] for name in captured.blocks(start)], discard=discard)
+    pool = None if captured.pool is None else captured[captured.pool]
     return Heat(question.patches(read_back(question.model, flow, pool)))
 
 
@@ -48,7 +48,7 @@ def roll_out(maps: Sequence[Float[Tensor, "b n n"]], *, discard: float = 0.0) ->
     Raises:
         UsageError: `discard` is not from 0 to below 1, or there are no maps.
     """
-    if not 0 <= discard < 1:
+    if not 0 <= real_number("discard", discard) < 1:
         raise UsageError(f"discard must be from 0 to below 1; {discard!r} came.")
     if not maps:
         raise UsageError("There are no attention maps to roll out.")

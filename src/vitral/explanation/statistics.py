@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vitral.base.numbers import whole_number
 from vitral.errors import UsageError
 from vitral.explanation.capture import LayerName, attention_layers, capture
 
@@ -71,7 +72,7 @@ def attention_distance(
 def attention_entropy(maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h"]:
     """How widely each head spreads its attention: the entropy −Σ a · ln a of its rows in nats, 0 · ln 0 being 0.
 
-    It is 0 where every token asks one other alone, and ln m where all m are attended alike; the mean over asking tokens.
+    It is 0 where every token attends to one alone, and ln m where all m are attended alike; the mean over asking tokens.
 
     Raises:
         UsageError: numbers that are not finite.
@@ -137,8 +138,7 @@ def head_statistics(model: nn.Module, pixels: Float[Tensor, "b c y x"], *, batch
         UsageError: the model has no blocks or is in training mode, or there are no pictures.
     """
     _ready(model, pixels)
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be a whole number of at least 1; {batch_size!r} came.")
+    batch_size = whole_number("batch_size", batch_size)
     config: Any = cast(Any, model).config
     grid = pixels.shape[2] // config.patch_size[0], pixels.shape[3] // config.patch_size[1]
     layers = [layer.name for layer in attention_layers(model) if layer.block is not None]
@@ -215,9 +215,7 @@ class TokenNorms:
 
     def histogram(self, bins: int = 50) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k+1"]]:
         """How many patches of all pictures have a norm in each of some equal bins from 0 to the greatest, and the edges."""
-        if bins < 1:
-            raise UsageError(f"bins must be a whole number of at least 1; {bins!r} came.")
-        counts, edges = np.histogram(self.patches, bins, range=(0.0, float(self.patches.max()) or 1.0))
+        counts, edges = np.histogram(self.patches, whole_number("bins", bins), range=(0.0, float(self.patches.max()) or 1.0))
         return counts, edges.astype(np.float64)
 
 

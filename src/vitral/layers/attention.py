@@ -64,16 +64,16 @@ class ScaledDotProduct(nn.Module):
         precise = torch.promote_types(queries.dtype, torch.float32)
         with torch.autocast(queries.device.type, enabled=False):
             logits = (queries.to(precise) * self.scale) @ keys.to(precise).transpose(-2, -1)
-        blind = bias is not None and bias.dtype == torch.bool
+        masks = bias is not None and bias.dtype == torch.bool
         if torch.is_grad_enabled():
             if bias is None:
                 return logits.softmax(-1)
-            logits = logits.masked_fill(~bias, -torch.inf) if blind else logits + bias
-            unseeing = (logits == -torch.inf).all(-1, keepdim=True)  # where softmax, and its gradient, would be NaN
-            return logits.masked_fill(unseeing, 0.0).softmax(-1).masked_fill(unseeing, 0.0)
+            logits = logits.masked_fill(~bias, -torch.inf) if masks else logits + bias
+            sees_none = (logits == -torch.inf).all(-1, keepdim=True)  # where softmax, and its gradient, would be NaN
+            return logits.masked_fill(sees_none, 0.0).softmax(-1).masked_fill(sees_none, 0.0)
         # In place, as the map is the largest tensor of a network. Softmax does not change when a row is shifted.
         if bias is not None:
-            logits = logits.masked_fill_(~bias, -torch.inf) if blind else logits.add_(bias)
+            logits = logits.masked_fill_(~bias, -torch.inf) if masks else logits.add_(bias)
         highest = logits.amax(-1, keepdim=True).clamp_(min=torch.finfo(precise).min)
         weights = logits.sub_(highest).exp_()
         return weights.div_(weights.sum(-1, keepdim=True).clamp_(min=torch.finfo(precise).tiny))

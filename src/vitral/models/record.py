@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vitral.data.transforms import Preprocessing
-from vitral.errors import UsageError
+from vitral.errors import UnknownNameError, UsageError
 
 __all__ = ["Record"]
+
+_UNNAMED = "LABEL_"
+"""What a class is called that nobody named, with its number, as transformers does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +40,29 @@ class Record:
 
     def label(self, index: int) -> str:
         """The name of a class; "LABEL_7" where nobody named it."""
-        return self.labels[index] if self.labels else f"LABEL_{index}"
+        return self.labels[index] if index < len(self.labels) else f"{_UNNAMED}{index}"
 
     def index(self, label: str) -> int:
-        """The class of a name.
+        """The class of a name, or of one of the names that a label lists ("tabby" of "tabby, tabby cat"), in any case.
 
         Raises:
-            UsageError: no class, or more than one, is called so.
+            UnknownNameError: no class is called so.
+            UsageError: several are.
         """
+        unnamed = label.removeprefix(_UNNAMED)
+        if label != unnamed and unnamed.isdecimal() and int(unnamed) >= len(self.labels):
+            return int(unnamed)
         found = [index for index, name in enumerate(self.labels) if name == label]
-        if len(found) != 1:
-            raise UsageError(f"{len(found)} of the model's {len(self.labels)} classes are called {label!r}.")
+        if not found:
+            wanted = label.strip().casefold()
+            found = [index for index, name in enumerate(self.labels) if wanted in _names(name.casefold())]
+        if not found:
+            raise UnknownNameError("class", label, [one for name in self.labels for one in (*_names(name), name)])
+        if len(found) > 1:
+            raise UsageError(f"{label!r} names the classes {', '.join(map(str, found))}. Give one of these numbers.")
         return found[0]
+
+
+def _names(label: str) -> list[str]:
+    """A label is one name, or several between commas."""
+    return [name.strip() for name in label.split(",")]

@@ -121,7 +121,7 @@ class Classification:
 _AS_USUAL = Options()
 
 
-def scores_of(logits: Float[Tensor, "b c"], function: ScoreFunction, record: Record) -> Float[Tensor, "b c"]:
+def scores_of(logits: Float[Tensor, "*b c"], function: ScoreFunction, record: Record) -> Float[Tensor, "*b c"]:
     """Scores out of logits, in single precision.
 
     Raises:
@@ -131,9 +131,9 @@ def scores_of(logits: Float[Tensor, "b c"], function: ScoreFunction, record: Rec
     if not torch.isfinite(logits).all():
         raise UsageError("The model's logits are not finite numbers (NaN or infinity). Try dtype='float32'.")
     if function == "default":
-        independent = record.problem == "multi_label" or logits.shape[1] == 1
+        independent = record.problem == "multi_label" or logits.shape[-1] == 1
         function = "none" if record.problem == "regression" else "sigmoid" if independent else "softmax"
-    return logits.softmax(1) if function == "softmax" else logits.sigmoid() if function == "sigmoid" else logits
+    return logits.softmax(-1) if function == "softmax" else logits.sigmoid() if function == "sigmoid" else logits
 
 
 def decode(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitral.base.frame import Seen
 from vitral.base.image import PictureSource
+from vitral.base.numbers import real_number
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.explain import Prepares
 from vitral.explanation.geometry import TokenGeometry
@@ -62,7 +63,7 @@ def centred_gaussian(predictor: Prepares, picture: PictureSource, *, spread: flo
         picture: what would be explained.
         spread: the Gaussian's standard deviation, as a share of either side.
     """
-    if not 0 < spread < float("inf"):
+    if not real_number("spread", spread) > 0:
         raise UsageError(f"spread must be above 0; {spread!r} came.")
     pixels, seen = predictor.prepare(picture)
     geometry = _geometry(predictor, pixels, seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.explain import Prepares, target_class
-from vitral.explanation.question import whole_number
 from vitral.explanation.result import Explanation
 from vitral.tasks.classification import scores_of
 
@@ -60,7 +60,7 @@ def insertion_deletion(
     predictor: Prepares,
     explanation: Explanation,
     *,
-    target: int | str | None = None,
+    target: SupportsIndex | str | None = None,
     steps: int = 32,
     fill: Fill = "mean",
     blur: float | None = None,
@@ -86,9 +86,8 @@ def insertion_deletion(
     Raises:
         UsageError: heat that is no finite number, or a picture that was not kept.
     """
-    whole_number("steps", steps)
-    whole_number("batch_size", batch_size)
-    if blur is not None and not 0 < blur < float("inf"):
+    steps, batch_size = whole_number("steps", steps), whole_number("batch_size", batch_size)
+    if blur is not None and not real_number("blur", blur) > 0:
         raise UsageError(f"blur must be above 0; {blur!r} came.")
     pixels = _pixels(predictor, explanation, pixels)
     target = _target(predictor, explanation, pixels, target)
@@ -106,13 +105,13 @@ def perturbation(
     predictor: Prepares,
     explanation: Explanation,
     *,
-    target: int | str | None = None,
+    target: SupportsIndex | str | None = None,
     fill: Fill = "black",
     pixels: Float[Tensor, "c y x"] | None = None,
     batch_size: int = 32,
 ) -> Perturbation:
     """Positive and negative perturbation (Chefer et al. 2021, CVPR, "Transformer Interpretability Beyond Attention
-    Visualization", section 4.2, "Perturbation tests").
+    Visualization", section 4, "Perturbation tests").
 
     Nothing, then 10 % to 90 % of the input's pixels are masked, the hottest first (positive) or the coldest first
     (negative): is the best class still the target? The published figures are the area under the accuracy over 0 to 0.9, so
@@ -131,7 +130,7 @@ def perturbation(
     Raises:
         UsageError: heat that is no finite number, or a picture that was not kept.
     """
-    whole_number("batch_size", batch_size)
+    batch_size = whole_number("batch_size", batch_size)
     pixels = _pixels(predictor, explanation, pixels)
     target = _target(predictor, explanation, pixels, target)
     heat, empty = explanation.on_input(), _filled(predictor, pixels, fill)
@@ -174,8 +173,7 @@ def _filled(predictor: Prepares, pixels: Float[Tensor, "c y x"], fill: Fill) -> 
         raise UnknownNameError("fill", fill, ("mean", "black"))
     if fill == "mean":
         return torch.zeros_like(pixels)
-    mean, std = torch.tensor([predictor.preprocessing.mean, predictor.preprocessing.std])
-    return (-mean / std).view(-1, 1, 1).expand_as(pixels)
+    return predictor.preprocessing.black.expand_as(pixels)
 
 
 def _blurred(pixels: Float[Tensor, "c y x"], deviation: float) -> Float[Tensor, "c y x"]:
@@ -199,7 +197,9 @@ def _pixels(predictor: Prepares, explanation: Explanation, pixels: Float[Tensor,
     return pixels.float().cpu()
 
 
-def _target(predictor: Prepares, explanation: Explanation, pixels: Float[Tensor, "c y x"], target: int | str | None) -> int:
+def _target(
+    predictor: Prepares, explanation: Explanation, pixels: Float[Tensor, "c y x"], target: SupportsIndex | str | None
+) -> int:
     """The class that is watched."""
     classes = _classes(predictor)
     if target is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vitral.base.image import PictureSource
+from vitral.base.numbers import all_finite, real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.explain import Prepares, explain
 from vitral.explanation.faithfulness.baselines import BASELINES, baseline
@@ -19,7 +20,6 @@ from vitral.explanation.faithfulness.curves import best_class, insertion_deletio
 from vitral.explanation.faithfulness.localisation import energy_inside, pointing_game, segmentation_scores
 from vitral.explanation.faithfulness.randomisation import ranks
 from vitral.explanation.methods import METHODS
-from vitral.explanation.question import all_finite, whole_number
 from vitral.explanation.result import Explanation
 
 __all__ = ["MEASURES", "Estimate", "Faithfulness", "Sample", "bootstrap_interval", "evaluate", "judge"]
@@ -38,7 +38,7 @@ MEASURES: dict[str, int] = {
 """Measure → 1 where more is better, -1 where less is, 0 where it is told but not ranked (background alone scores well)."""
 
 _CURVES = ("insertion", "deletion", "negative", "positive")
-_BY_BOX = ("pointing", "energy")
+_BY_PLACE = ("pointing", "energy")
 _BY_MASK = ("miou", "average_precision", "pixel_accuracy")
 
 
@@ -59,7 +59,7 @@ class Sample:
     """
 
     picture: PictureSource
-    target: int | str | None = None
+    target: SupportsIndex | str | None = None
     mask: Shaped[np.ndarray, "*y_x"] | None = None
     boxes: Shaped[np.ndarray, "*n_4"] | None = None
 
@@ -117,7 +117,8 @@ class Faithfulness:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{measure} on {count}" for measure, count in self.pictures.items())
-        return f"Faithfulness({len(self.scores)} methods, best {self.ranking()[0][0]}; pictures: {counts})"
+        best = "".join(f", best {method}" for method, _ in self.ranking()[:1])
+        return f"Faithfulness({len(self.scores)} methods{best}; pictures: {counts})"
 
     @property
     def pictures(self) -> dict[str, int]:
@@ -155,18 +156,18 @@ class Faithfulness:
         """A table in Markdown, best method first; the best mean of each measure is bold, baselines are slanted."""
         measures = list(self.pictures)
         arrows = {1: " ↑", -1: " ↓", 0: ""}
-        ranks = dict(self.ranking()) or dict.fromkeys(self.scores, 0.0)
-        means = {measure: {method: self.estimate(method, measure).mean for method in ranks} for measure in measures}
+        mean_ranks = dict(self.ranking()) or dict.fromkeys(self.scores, 0.0)
+        found = {measure: {method: self.estimate(method, measure) for method in mean_ranks} for measure in measures}
         head = ["method", *(measure.replace("_", " ") + arrows[MEASURES[measure]] for measure in measures)]
         lines = [[*head, "mean rank", "s per picture"], ["---"] * (len(head) + 2)]
         lines.append(["pictures", *(str(count) for count in self.pictures.values()), "", ""])
-        for method, rank in ranks.items():
+        for method, rank in mean_ranks.items():
             cells = [f"*{method}*" if method in BASELINES else method]
             for measure in measures:
-                found, sign = self.estimate(method, measure), MEASURES[measure] or 1
-                best = sign * found.mean == max(sign * mean for mean in means[measure].values())
-                mean = f"**{found.mean:.3f}**" if best else f"{found.mean:.3f}"
-                cells.append(f"{mean} ({found.low:.2f}–{found.high:.2f})")
+                one, sign = found[measure][method], MEASURES[measure] or 1
+                best = sign * one.mean == max(sign * other.mean for other in found[measure].values())
+                mean = f"**{one.mean:.3f}**" if best else f"{one.mean:.3f}"
+                cells.append(f"{mean} ({one.low:.2f}–{one.high:.2f})")
             lines.append([*cells, f"{rank:.2f}", f"{np.mean(self.seconds[method]):.3f}"])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -253,9 +254,9 @@ def bootstrap_interval(
     if not len(numbers):
         raise UsageError("An interval needs at least one number; none came.")
     all_finite("numbers to be averaged", numbers)
-    if not 0 < level < 1:
+    if not 0 < real_number("level", level) < 1:
         raise UsageError(f"level must be between 0 and 1; {level!r} came.")
-    whole_number("resamples", resamples)
+    resamples = whole_number("resamples", resamples)
     draws = np.random.default_rng(seed)
     means = [numbers[draws.integers(len(numbers), size=len(numbers))].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -297,6 +298,9 @@ def evaluate(
             that no sample allows.
     """
     samples, wanted = list(samples), _wanted(measures)
+    if not 0 < real_number("level", level) < 1 or real_number("tolerance", tolerance) < 0:
+        raise UsageError(f"level must be between 0 and 1, tolerance at least 0; {level!r} and {tolerance!r} came.")
+    whole_number("seed", seed, least=0)
     if not samples:
         raise UsageError("There are no samples to evaluate on. Pass at least one Sample(picture).")
     names = list(METHODS) if methods is None else list(dict.fromkeys(methods))
@@ -312,13 +316,14 @@ def evaluate(
         pixels, seen = predictor.prepare(sample.picture)
         picture = sample.picture if seen.picture is None else seen.picture
         if sample.target is None:
-            sample = Sample(picture, best_class(predictor, pixels), sample.mask, sample.boxes)
+            sample = replace(sample, target=best_class(predictor, pixels))
         for number, name in enumerate(rows):
             start = time.perf_counter()
             if name in BASELINES:
                 explanation = baseline(name, predictor, picture, seed)
             else:
-                explanation = explain(predictor, picture, method=name, target=sample.target, **(options or {}).get(name, {}))
+                target = sample.target if METHODS[name].needs_target else None
+                explanation = explain(predictor, picture, method=name, target=target, **(options or {}).get(name, {}))
             seconds[name].append(time.perf_counter() - start)
             found = judge(
                 predictor,
@@ -370,7 +375,7 @@ def judge(
         batch_size: changed pictures computed at once.
         pixels: the model's input, where it is at hand.
     """
-    wanted = _wanted(measures)
+    wanted = _wanted(measures) & _allowed(sample)
     found: dict[str, float] = {}
     if {"insertion", "deletion"} & wanted:
         changed = insertion_deletion(
@@ -381,14 +386,13 @@ def judge(
         masked = perturbation(predictor, explanation, target=sample.target, pixels=pixels, batch_size=batch_size)
         found |= {"positive": masked.positive.auc, "negative": masked.negative.auc}
     place: dict[str, Any] = {"mask": sample.mask} if sample.boxes is None else {"boxes": sample.boxes}
-    known = sample.boxes is not None or sample.mask is not None
-    if known and "pointing" in wanted:
+    if "pointing" in wanted:
         found["pointing"] = float(pointing_game(explanation, tolerance=tolerance, **place))
-    if known and "energy" in wanted:
+    if "energy" in wanted:
         found["energy"] = energy_inside(explanation, **place)
-    if sample.mask is not None and {"miou", "average_precision", "pixel_accuracy"} & wanted:
+    if sample.mask is not None and wanted & set(_BY_MASK):
         found |= vars(segmentation_scores(explanation, sample.mask))
-    return {measure: found[measure] for measure in MEASURES if measure in found and measure in wanted}
+    return {measure: found[measure] for measure in MEASURES if measure in wanted}
 
 
 def _wanted(measures: Iterable[str] | None) -> set[str]:
@@ -403,7 +407,5 @@ def _wanted(measures: Iterable[str] | None) -> set[str]:
 
 def _allowed(sample: Sample) -> set[str]:
     """The measures that what is known of a sample allows."""
-    allowed = set(_CURVES)
-    if sample.mask is not None or sample.boxes is not None:
-        allowed |= {"pointing", "energy"}
-    return allowed | {"miou", "average_precision", "pixel_accuracy"} if sample.mask is not None else allowed
+    by_place = () if sample.mask is None and sample.boxes is None else _BY_PLACE
+    return {*_CURVES, *by_place, *(() if sample.mask is None else _BY_MASK)}

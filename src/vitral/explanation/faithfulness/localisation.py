@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from vitral.base.numbers import all_finite, real_number
 from vitral.errors import UsageError
-from vitral.explanation.question import all_finite
 from vitral.explanation.result import Explanation
 
 __all__ = ["SegmentationScores", "average_precision", "energy_inside", "pointing_game", "segmentation_scores"]
@@ -38,7 +38,7 @@ def pointing_game(
     tolerance: float = 15.0,
 ) -> bool:
     """Whether the hottest point lies on the thing (Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
-    section 4.2).
+    section 4, "The pointing game").
 
     Args:
         explanation: heat to be judged.
@@ -50,7 +50,7 @@ def pointing_game(
         UsageError: neither or both of mask and boxes, or such as do not fit the picture.
     """
     _check_truth(explanation, mask, boxes)
-    if not tolerance >= 0:
+    if not real_number("tolerance", tolerance) >= 0:
         raise UsageError(f"tolerance must be at least 0 pixels; {tolerance!r} came.")
     if boxes is None:
         rows, columns = np.nonzero(cast(np.ndarray, mask))
@@ -88,7 +88,7 @@ def energy_inside(
 
 
 def segmentation_scores(explanation: Explanation, mask: Bool[np.ndarray, "y x"]) -> SegmentationScores:
-    """Heat as a segmentation (Chefer et al. 2021, CVPR, section 4.2, "Segmentation tests").
+    """Heat as a segmentation (Chefer et al. 2021, CVPR, section 4, "Segmentation tests").
 
     Heat is brought to [0, 1], and what is above its mean is foreground. As in the authors' code (baselines/ViT/
     imagenet_seg_eval.py and utils/metrices.py), average precision is of both classes' pixels in one list, heat for the
@@ -131,12 +131,14 @@ def average_precision(scores: Shaped[np.ndarray, " n"], truth: Bool[np.ndarray, 
 
 
 def _check_truth(
-    explanation: Explanation, mask: Bool[np.ndarray, "y x"] | None, boxes: Shaped[np.ndarray, "n 4"] | None
+    explanation: Explanation, mask: Shaped[np.ndarray, "y x"] | None, boxes: Shaped[np.ndarray, "n 4"] | None
 ) -> None:
     """Refuse heat, masks and boxes that cannot be held against each other."""
     height, width = explanation.size
     if (mask is None) == (boxes is None):
         raise UsageError("Where the thing is must be given once: as mask=… or as boxes=….")
+    if mask is not None and mask.dtype != bool:
+        raise UsageError(f"A mask is boolean; one of {mask.dtype} came. Pass a comparison such as mask > 0.")
     if mask is not None and (mask.shape != (height, width) or not mask.any()):
         said = "is empty" if mask.shape == (height, width) else f"is of {mask.shape[0]} × {mask.shape[1]} pixels"
         raise UsageError(f"The mask {said}; the picture {explanation.name} is of {height} × {width} pixels.")

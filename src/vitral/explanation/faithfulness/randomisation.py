@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from jaxtyping import Float, Shaped
 from torch import nn
 
 from vitral.base.image import PictureSource
+from vitral.base.numbers import all_finite
 from vitral.errors import UsageError
 from vitral.explanation.explain import Prepares, explain
 from vitral.explanation.methods import DEFAULT
-from vitral.explanation.question import all_finite
 
 __all__ = ["Randomisation", "randomisation_sensitivity", "ranks", "spearman"]
 
@@ -46,7 +46,7 @@ def randomisation_sensitivity(
     picture: PictureSource,
     *,
     method: str = DEFAULT,
-    target: int | str | None = None,
+    target: SupportsIndex | str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Randomisation:

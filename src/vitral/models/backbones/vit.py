@@ -238,11 +238,17 @@ class ViT(nn.Module):
         for block in self.blocks:
             bias = next(own) if config.relative_bias == "per_block" else shared
             tokens = block(tokens, bias, rotation)
+        return self.read_out(tokens, grid)
+
+    def read_out(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> EncoderOutput:
+        """What the tokens behind the last block come to: normed, pooled, classified (equation 4 of the ViT paper)."""
         tokens = self.norm(tokens)
         pooled = self.representation(self.pool_norm(self.pooled(tokens)))
-        heads = self.classify(tokens, pooled)
+        heads = [self.head(pooled)] if self.head is not None else []
+        if self.distillation_head is not None:
+            heads.append(self.distillation_head(tokens[:, 1]))
         logits = torch.stack(heads).mean(0) if len(heads) > 1 else next(iter(heads), None)
-        return EncoderOutput(tokens, grid, self.config.prefix, pooled, logits, heads)
+        return EncoderOutput(tokens, grid, self.config.prefix, pooled, logits, tuple(heads))
 
     def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
         """The logits that every token of the residual stream would give, were it the whole picture's.
@@ -311,13 +317,6 @@ class ViT(nn.Module):
         if self.config.pool == "class_and_mean":
             return torch.cat([tokens[:, 0], patches.mean(1)], dim=1)
         return tokens[:, 0]
-
-    def classify(self, tokens: Float[Tensor, "b n d"], pooled: Float[Tensor, "b e"]) -> tuple[Float[Tensor, "b c"], ...]:
-        """The logits of every classifier the model has."""
-        heads = [self.head(pooled)] if self.head is not None else []
-        if self.distillation_head is not None:
-            heads.append(self.distillation_head(tokens[:, 1]))
-        return tuple(heads)
 
     def reset_head(self, num_classes: int) -> None:
         """Put fresh, small random classifiers for `num_classes` classes in place of the present ones; 0 removes them."""
