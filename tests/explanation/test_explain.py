@@ -217,7 +217,7 @@ def test_a_model_in_a_predictors_place_is_refused() -> None:
 
     from vitral.explanation.explain import explain
 
-    with pytest.raises(UsageError, match="explain takes a predictor"):
+    with pytest.raises(UsageError, match="A predictor was expected; a str came"):
         inspect.unwrap(explain)("checkpoint", "photo.jpg")  # type: ignore[call-overload]
 
 

@@ -23,7 +23,7 @@ from vitral.explanation.result import Explanation
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
-__all__ = ["Prepares", "Target", "explain", "target_class"]
+__all__ = ["Prepares", "Target", "check_predictor", "explain", "target_class"]
 
 _TOGETHER = 16
 """Pictures of a list that are computed at once; with gradients a DeiT-Tiny needs 40 MB for each, a ViT-B four times that."""
@@ -101,16 +101,11 @@ def explain(
         UnknownNameError: no such method, option, layer or class.
         UsageError: a target outside the classes, a model without classes or without attention where they are needed.
     """
-    if not isinstance(predictor, Prepares):
-        raise UsageError(
-            f"explain takes a predictor; a {type(predictor).__name__} came. Make one of it with vitral.load(…)."
-        )
+    check_predictor(predictor)
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     chosen = options | {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
     METHODS[method].check(method, chosen)
-    if predictor.model.training:
-        raise UsageError("The model is in training mode, where dropout changes its answers. Call model.eval() first.")
     own = isinstance(target, Iterable) and not isinstance(target, str) and as_integer(target) is None
     many = own or isinstance(picture, list)
     targets = list(cast(Iterable[Target], target)) if own else [cast(Target, target)]
@@ -131,6 +126,18 @@ def explain(
         for place, explanation in zip(places, explained, strict=True):
             found[place] = explanation
     return found if many else found[0]
+
+
+def check_predictor(predictor: Any) -> None:
+    """Refuse what is no predictor, and one whose model's answers are left to chance.
+
+    Raises:
+        UsageError: saying which.
+    """
+    if not isinstance(predictor, Prepares):
+        raise UsageError(f"A predictor was expected; a {type(predictor).__name__} came. Make one of it with vitral.load(…).")
+    if predictor.model.training:
+        raise UsageError("The model is in training mode, where dropout changes its answers. Call model.eval() first.")
 
 
 def _batches(groups: Iterable[list[int]]) -> Iterator[list[int]]:

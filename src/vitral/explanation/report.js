@@ -324,8 +324,8 @@ function explore(array, colours, ground) {
     if (layer.pool) return "The pool asks with one learned query; point at a patch to read its share.";
     if (state.pinned && touched) return "Held. Tap it again to let go.";
     if (state.pinned) return "Held. Point at another patch to read its share; choose this one again to let go.";
-    if (touched) return "Tap a patch to see where it looks.";
-    return state.hovered === null ? "Point at a patch to see where it looks." : "Click to hold it.";
+    if (touched) return "Tap a patch to see where it looks. The ring marks the patch it attends to most.";
+    return state.hovered === null ? "Point at a patch to see where it looks. The ring marks the patch it attends to most." : "Click to hold it.";
   }
 
   const tokenButtons = told.prefix.map((name, token) => {

@@ -32,7 +32,7 @@ from vitral.base.image import Picture, PictureSource
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import attention_layers, capture
 from vitral.explanation.embeddings import PositionSimilarity, position_similarity
-from vitral.explanation.explain import Prepares, explain, target_class
+from vitral.explanation.explain import Prepares, check_predictor, explain, target_class
 from vitral.explanation.geometry import TokenGeometry
 from vitral.explanation.methods import DEFAULT, METHODS, title_of
 from vitral.explanation.result import Explanation
@@ -81,6 +81,7 @@ def explanation_page(
         UnknownNameError: no such method, option or class.
         UsageError: a number out of its range, a model whose attention cannot be looked at, or maps that are not finite.
     """
+    check_predictor(predictor)
     step = on_step or (lambda _: None)
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
@@ -412,6 +413,7 @@ def _score(score: float) -> str:
 def _explorer(told: dict[str, Any], classes: str) -> str:
     """The picture beside the classes, what is said of it, and everything that changes what is seen on it."""
     remarks = "".join(page.paragraph(remark, kind="quiet") for remark in _remarks(told))
+    strength = 80 if told["picture"]["smooth"] else 45  # a picture of few pixels is not recognised under much heat
     return f"""<section class="explorer" id="explorer" aria-label="Explorer">
 {classes}
 <div class="stage live">
@@ -427,7 +429,7 @@ def _explorer(told: dict[str, Any], classes: str) -> str:
 <div class="knobs">
 <label for="layer">Layer</label><input type="range" id="layer"><output id="layer-name" for="layer"></output>
 <label for="head">Head</label><input type="range" id="head"><output id="head-name" for="head"></output>
-<label for="strength">Heat</label><input type="range" id="strength" min="0" max="100" value="80"><span></span>
+<label for="strength">Heat</label><input type="range" id="strength" min="0" max="100" value="{strength}"><span></span>
 <label for="lines">Grid</label><input type="checkbox" id="lines" checked>
 </div>
 <p class="keys"><kbd>←</kbd> <kbd>↑</kbd> <kbd>↓</kbd> <kbd>→</kbd> patch &ensp; <kbd>Enter</kbd> hold &ensp;

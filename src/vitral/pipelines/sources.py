@@ -69,7 +69,7 @@ def _named(inputs: str | Path) -> Sources:
         raise UsageError("An empty name came. Give a path, an address, a folder or a pattern.")
     if text.startswith(("http://", "https://", "data:")) or len(text) > 4096:
         return Sources("one", [inputs])
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - unlike pathlib's, it lets a stranger's home be
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
         if not files:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitral.base.image import PictureSource
 from vitral.base.numbers import all_finite, real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
-from vitral.explanation.explain import Prepares, explain
+from vitral.explanation.explain import Prepares, check_predictor, explain
 from vitral.explanation.faithfulness.baselines import BASELINES, baseline
 from vitral.explanation.faithfulness.curves import best_class, insertion_deletion, perturbation
 from vitral.explanation.faithfulness.localisation import energy_inside, pointing_game, segmentation_scores
@@ -297,7 +297,11 @@ def evaluate(
         UsageError: no samples, a box outside its picture, a model without classes, heat that is not finite, or measures
             that no sample allows.
     """
+    check_predictor(predictor)
     samples, wanted = list(samples), _wanted(measures)
+    strangers = [type(one).__name__ for one in samples if not isinstance(one, Sample)]
+    if strangers:
+        raise UsageError(f"Samples were expected; a {strangers[0]} came. Make one of a picture with Sample(picture).")
     if not 0 < real_number("level", level) < 1 or real_number("tolerance", tolerance) < 0:
         raise UsageError(f"level must be between 0 and 1, tolerance at least 0; {level!r} and {tolerance!r} came.")
     whole_number("seed", seed, least=0)
