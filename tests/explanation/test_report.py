@@ -25,7 +25,7 @@ from tests.explanation.conftest import tiny
 from tests.explanation.eager import Eager
 from vitral.data.transforms import Preprocessing
 from vitral.errors import PictureError, UnknownNameError, UsageError
-from vitral.explanation import report
+from vitral.explanation import packing, report
 from vitral.explanation.report import explanation_page
 from vitral.pipelines.predictor import Predictor
 
@@ -152,7 +152,7 @@ def test_layers_are_named_as_the_library_numbers_them() -> None:
 def test_a_head_that_gives_patches_nothing_shows_nothing() -> None:
     shares = torch.zeros(1, 1, 3, 3)
     shares[..., 0] = 1
-    rows = report._gathered(shares, grid=(1, 2), prefix=1, asking=1, asked=1)
+    rows = packing.gathered(shares, grid=(1, 2), prefix=1, asking=1, asked=1)
     assert rows.levels.max() == 0
     assert rows.peaks.max() == 0
     assert rows.prefix.min() == 1
@@ -162,7 +162,7 @@ def test_a_head_that_gives_patches_nothing_shows_nothing() -> None:
 def test_blocks_average_who_asks_and_sum_who_is_asked(sizes: tuple[int, int]) -> None:
     grid, prefix, (asking, asked) = (4, 6), 2, sizes
     maps = torch.rand(1, 2, 26, 26, dtype=torch.float64).softmax(-1)
-    rows = report._gathered(maps, grid=grid, prefix=prefix, asking=asking, asked=asked)
+    rows = packing.gathered(maps, grid=grid, prefix=prefix, asking=asking, asked=asked)
 
     def blocks(size: int) -> list[list[int]]:
         return [
@@ -202,14 +202,14 @@ def test_a_large_network_stays_within_its_budget_and_says_so() -> None:
 @pytest.mark.parametrize("budget", [0, -1, True])
 def test_a_budget_is_a_number_of_numbers(budget: Any) -> None:
     with pytest.raises(UsageError, match="budget must be a whole number"):
-        report._block_sizes((4, 4), 1, 6, budget)
+        packing.block_sizes((4, 4), 1, 6, budget)
 
 
 def test_a_page_of_a_small_vit_at_224_has_at_most_5_mb() -> None:
     # Its 6 heads × 12 layers × 197² maps, were they pure noise, which no packing makes smaller; and the largest picture.
-    store = report._Store()
+    store = packing.Store()
     noise = np.random.default_rng(0)
-    assert report._block_sizes((14, 14), 1, 6 * 12, 8_000_000) == (1, 1)
+    assert packing.block_sizes((14, 14), 1, 6 * 12, 8_000_000) == (1, 1)
     store.add(noise.integers(0, 256, (72, 197, 196), dtype=np.uint8))
     store.add(noise.random((72, 197, 2)).astype(np.float32))
     store.add(noise.integers(0, 256, (196, 196), dtype=np.uint8))
@@ -421,7 +421,7 @@ def test_maps_that_are_no_numbers_are_not_shown() -> None:
 
 def test_maps_of_another_kind_are_refused() -> None:
     with pytest.raises(UsageError, match="5 × 9 tokens does not fit"):
-        report._gathered(torch.rand(1, 1, 5, 9), grid=(2, 2), prefix=1, asking=1, asked=1)
+        packing.gathered(torch.rand(1, 1, 5, 9), grid=(2, 2), prefix=1, asking=1, asked=1)
 
 
 def test_every_step_is_told() -> None:

@@ -140,7 +140,7 @@ def head_statistics(model: nn.Module, pixels: Float[Tensor, "b c y x"], *, batch
     _ready(model, pixels)
     batch_size = whole_number("batch_size", batch_size)
     config: Any = cast(Any, model).config
-    grid = pixels.shape[2] // config.patch_size[0], pixels.shape[3] // config.patch_size[1]
+    grid = config.grid_of(tuple(pixels.shape[2:]))
     layers = [layer.name for layer in attention_layers(model) if layer.block is not None]
     if not layers:
         raise UsageError(f"A {type(model).__name__} has no blocks whose heads could be measured.")

@@ -76,6 +76,5 @@ def centred_gaussian(predictor: Prepares, picture: PictureSource, *, spread: flo
 
 
 def _geometry(predictor: Prepares, pixels: Float[Tensor, "c y x"], seen: Seen) -> TokenGeometry:
-    patch: tuple[int, int] = cast(Any, predictor.model).config.patch_size
-    grid = (pixels.shape[1] // patch[0], pixels.shape[2] // patch[1])
+    grid: tuple[int, int] = cast(Any, predictor.model).config.grid_of(tuple(pixels.shape[1:]))
     return TokenGeometry.of(predictor.model, grid, seen.frame)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -165,10 +166,14 @@ class ViTConfig:
         if not 0 <= self.prefix_positions <= self.prefix and self.position == "learned":
             raise UsageError(f"prefix_positions={self.prefix_positions}, but only {self.prefix} tokens precede the patches.")
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches of a picture of `image_size`."""
-        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+        return self.grid_of(self.image_size)
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of a picture of some (height, width); less than a patch is left out."""
+        return size[0] // self.patch_size[0], size[1] // self.patch_size[1]
 
     @property
     def prefix(self) -> int:
