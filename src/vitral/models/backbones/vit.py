@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -166,10 +165,10 @@ class ViTConfig:
         if not 0 <= self.prefix_positions <= self.prefix and self.position == "learned":
             raise UsageError(f"prefix_positions={self.prefix_positions}, but only {self.prefix} tokens precede the patches.")
 
-    @cached_property
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches of a picture of `image_size`."""
-        return self.grid_of(self.image_size)
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of a picture of some (height, width); less than a patch is left out."""
