@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def test_every_picture_may_have_its_own_target(planted: Predictor) -> None:
 def test_one_picture_may_be_explained_for_several_classes(planted: Predictor) -> None:
     both = vitral.explain(planted, planted_picture(), target=["green", 0])
     assert [one.label for one in both] == ["green", "red"]
+    memory = io.BytesIO()
+    Image.fromarray(planted_picture()).save(memory, "PNG")
+    memory.seek(0)  # what can be read but once is read but once
+    again = vitral.explain(planted, memory, target=["green", 0])
+    assert all(np.array_equal(one.heat, other.heat) for one, other in zip(again, both, strict=True))
     assert np.array_equal(both[1].heat, vitral.explain(planted, planted_picture(), target=0).heat)
 
 

@@ -152,12 +152,17 @@ def predict(
         out=out,
         batch_size=batch_size,
         workers=num_workers,
-        device=int(device) if device and device.lstrip("-").isdecimal() else device,
+        device=_device(device),
         task=task,
         architecture=architecture,
         decoding="exact" if exact else "fast",
     )
     raise typer.Exit(1 if failed else 0)
+
+
+def _device(given: str | None) -> int | str | None:
+    """A device as typed: a number means that GPU."""
+    return int(given) if given and given.removeprefix("-").isdecimal() else given
 
 
 _HOW = (
@@ -211,7 +216,7 @@ def explain(
         layer=layer,
         head=head,
         top_k=top_k,
-        device=int(device) if device and device.lstrip("-").isdecimal() else device,
+        device=_device(device),
         architecture=architecture,
     )
 

@@ -109,12 +109,15 @@ def explain(
     own = isinstance(target, Iterable) and not isinstance(target, str) and as_integer(target) is None
     many = own or isinstance(picture, list)
     targets = list(cast(Iterable[Target], target)) if own else [cast(Target, target)]
-    pictures: list[Any] = picture if isinstance(picture, list) else [picture] * len(targets)
-    targets = targets if own else targets * len(pictures)
-    if len(targets) != len(pictures):
-        raise UsageError(f"{len(targets)} targets came for {len(pictures)} pictures.")
+    if isinstance(picture, list):
+        targets = targets if own else targets * len(picture)
+        if len(targets) != len(picture):
+            raise UsageError(f"{len(targets)} targets came for {len(picture)} pictures.")
     wanted = [_checked(predictor, one, method) for one in targets]
-    prepared = [predictor.prepare(one) for one in pictures]
+    if isinstance(picture, list):
+        prepared = [predictor.prepare(one) for one in picture]
+    else:  # read once: an open file has its bytes but once, an address costs a fetch
+        prepared = [predictor.prepare(picture)] * len(targets)
     groups: dict[tuple[torch.Size, Any], list[int]] = defaultdict(list)
     for place, ((pixels, _), one) in enumerate(zip(prepared, wanted, strict=True)):
         groups[pixels.shape, one if callable(one) else None].append(place)
