@@ -77,6 +77,9 @@ class PictureError(VitralError, ValueError):
         self.name, self.reason = name, reason
         super().__init__(f"{name}: {reason}")
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.name, self.reason)  # so that it comes whole out of another process
+
 
 class FetchError(PictureError):
     """A picture whose address could not, or must not, be fetched."""

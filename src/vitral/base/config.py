@@ -1,14 +1,16 @@
-"""Configurations are frozen dataclasses; here their values are held against their annotations, and read from JSON."""
+"""Configurations are frozen dataclasses; here their values meet their annotations, and are read from JSON or text."""
 
 from __future__ import annotations
 
+import ast
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from vitral.errors import CheckpointError, UnknownNameError
+from vitral.base.numbers import as_integer
+from vitral.errors import CheckpointError, UnknownNameError, UsageError
 
-__all__ = ["check_choices", "restored"]
+__all__ = ["check_choices", "restored", "value_of"]
 
 _T = TypeVar("_T")
 
@@ -69,3 +71,75 @@ def _value(hint: Any, value: Any, where: str, file: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise CheckpointError(f"{where} in {file} is {value!r}; expected {getattr(hint, '__name__', hint)}.")
+
+
+def value_of(kind: Any, given: Any, name: str) -> Any:
+    """A value for an option, from Python or from a command line's text, held against the option's annotation.
+
+    Args:
+        kind: the annotation; None for whatever the text reads as.
+        given: the value, or its text: "3", "1e-3", "none", "yes", "0.2,1", "(0.2, 1)".
+        name: what the option is called, for the message.
+
+    Raises:
+        UnknownNameError: none of the option's choices.
+        UsageError: of another type.
+    """
+    if kind is None:
+        return _literally(given) if isinstance(given, str) else given
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if type(None) in args and (given is None or (isinstance(given, str) and given.casefold() == "none")):
+            return None
+        choices = [arg for arg in args if arg is not type(None)]
+        return _first_that_fits(choices, given, name)
+    if origin is Literal:
+        if given in args:
+            return given
+        raise UnknownNameError(f"value of {name}", given, map(str, args))
+    if origin is tuple:
+        parts = _literally(f"({given.strip('()[] ')},)") if isinstance(given, str) else given
+        kinds = [args[0]] * len(parts) if args[-1] is Ellipsis else list(args) if isinstance(parts, tuple | list) else []
+        if isinstance(parts, tuple | list) and len(parts) == len(kinds):
+            return tuple(value_of(one, part, name) for one, part in zip(kinds, parts, strict=True))
+    elif kind is str and isinstance(given, str):
+        return given
+    elif kind is bool:
+        word = given.casefold() if isinstance(given, str) else given
+        if word in ("true", "yes", "on", "false", "no", "off") or isinstance(word, bool):
+            return word in ("true", "yes", "on", True)
+    else:
+        number = _literally(given) if isinstance(given, str) else given
+        whole = as_integer(number)
+        if kind is int and whole is not None:
+            return whole
+        if kind is float and (whole is not None or isinstance(number, float)):
+            return float(number)
+    raise UsageError(f"{name} takes {_in_words(kind)}; {given!r} came.")
+
+
+def _literally(text: str) -> Any:
+    """A text as the Python value it spells, else as itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.casefold(), text)
+
+
+def _first_that_fits(kinds: list[Any], given: Any, name: str) -> Any:
+    """The value under the first of several annotations that takes it; if none does, the last one's complaint."""
+    for kind in kinds[:-1]:
+        try:
+            return value_of(kind, given, name)
+        except UsageError:
+            continue
+    return value_of(kinds[-1], given, name)
+
+
+def _in_words(kind: Any) -> str:
+    """What an annotation asks for."""
+    args = get_args(kind)
+    if get_origin(kind) is tuple:
+        many = "numbers" if args[-1] is Ellipsis else f"{len(args)} numbers"
+        return f"{many} between commas"
+    return {int: "a whole number", float: "a number", bool: "yes or no", str: "a text"}.get(kind, str(kind))

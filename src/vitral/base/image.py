@@ -184,9 +184,6 @@ def read_picture(
         return _from_image(source, name or "<image>", wish)
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "<array>", wish)
-    if isinstance(source, _TensorLike):
-        label = name or "<tensor>"
-        return _from_array(_array_of(source, label), label, wish)
     if isinstance(source, bytes | bytearray | memoryview):
         return _decode(io.BytesIO(source), name or "<bytes>", wish)
     if isinstance(source, str) and source[:5].lower() == "data:":
@@ -198,6 +195,9 @@ def read_picture(
         return _decode(io.BytesIO(fetch(source, timeout=timeout)), name or _shortened(source), wish)
     if isinstance(source, str | os.PathLike):
         return _from_path(source, name, wish, allow_paths)
+    if isinstance(source, _TensorLike):
+        label = name or "<tensor>"
+        return _from_array(_array_of(source, label), label, wish)
     if isinstance(source, _Readable):
         label = name or str(getattr(source, "name", "<file>"))
         return _decode(io.BytesIO(_contents(source, label)), label, wish)

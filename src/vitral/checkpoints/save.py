@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from vitral.base.disk import exchange, staging
 from vitral.checkpoints.files import read_json, write_json
 from vitral.checkpoints.load import LAYOUTS
 from vitral.checkpoints.table import foreign_state
@@ -62,19 +63,18 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file; a directory was expected.")
     directory.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".vitral-", dir=directory))
-    try:
+    with staging(directory) as room:
         for name, document in written.documents.items():
-            write_json(staging / name, document)
+            write_json(room / name, document)
         try:
-            save_file(foreign_state(written.model, written.rows), staging / "model.safetensors", metadata={"format": "pt"})
+            save_file(foreign_state(written.model, written.rows), room / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # its own class for a full disk and the like
-            raise OSError(f"The weights could not be written to {directory} ({error}).") from error
+            raise _as_of_the_disk(error, directory / "model.safetensors") from error
         # safetensors makes files for their owner only; ours are as readable as any other.
-        shutil.copymode(staging / next(iter(written.documents)), staging / "model.safetensors")
-        _exchange(staging, directory, [*written.documents, "model.safetensors"])
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copymode(room / next(iter(written.documents)), room / "model.safetensors")
+        replaced = [name for name in _DOCUMENTS if name not in written.documents and _describes_weights(directory / name)]
+        # The weights move out first and in last: without them a half-changed folder is no checkpoint.
+        exchange(room, [*written.documents, "model.safetensors"], away=replaced)
     return directory
 
 
@@ -98,21 +98,12 @@ def _check_whole(model: nn.Module) -> None:
         raise UsageError(f"The record names {len(record.labels)} classes, but the model has {config.num_classes}.")
 
 
-def _exchange(staging: Path, directory: Path, names: list[str]) -> None:
-    """Put the new files in the place of the old checkpoint's; if anything interrupts that, put the old ones back."""
-    before = staging / "before"
-    before.mkdir()
-    old = [name for name in _DOCUMENTS if name in names or _describes_weights(directory / name)]
-    try:
-        for name in ["model.safetensors", *old]:  # weights first: without them a half-changed folder is no checkpoint
-            if (directory / name).is_file():
-                os.replace(directory / name, before / name)  # noqa: PTH105 - atomic within a file system
-        for name in names:
-            os.replace(staging / name, directory / name)  # noqa: PTH105
-    except BaseException:
-        for path in before.iterdir():
-            os.replace(path, directory / path.name)  # noqa: PTH105
-        raise
+def _as_of_the_disk(error: SafetensorError, path: Path) -> OSError:
+    """safetensors' error with the system's number for it, if it tells one."""
+    told = re.search(r"os error (\d+)", str(error))
+    if told is None:
+        return OSError(f"The weights could not be written to {path} ({error}).")
+    return OSError(int(told[1]), os.strerror(int(told[1])), str(path))
 
 
 def _describes_weights(path: Path) -> bool:

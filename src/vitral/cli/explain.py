@@ -10,8 +10,9 @@ from typing import Any, cast
 from rich.console import Console
 from rich.text import Text
 
+from vitral.base.disk import write_whole
 from vitral.base.image import PictureSource, read_picture
-from vitral.cli.folder import safe_stem, write_whole
+from vitral.cli.folder import safe_stem
 from vitral.cli.show import plain
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.explain import explain as explain_picture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -14,13 +13,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from vitral.base.disk import sweep, write_whole
 from vitral.cli.show import json_line
 from vitral.errors import UsageError
 from vitral.pipelines.predictor import Failure
-from vitral.tasks.classification import Classification
+from vitral.tasks.classification.result import Classification
 from vitral.tasks.features import Features
 
-__all__ = ["ResultFolder", "check_folder", "safe_stem", "write_whole"]
+__all__ = ["ResultFolder", "check_apart", "check_folder", "safe_stem"]
 
 _LIST = "predictions.jsonl"
 
@@ -40,6 +40,23 @@ def check_folder(folder: Path, pictures: Iterable[str | Path]) -> None:
             raise UsageError(f"--out {folder} holds the pictures themselves ({path.name}); give another folder.")
 
 
+def check_apart(out: Path | None, data: str) -> None:
+    """Refuse a folder for results that is a file, or that lies among labelled pictures, where it would become a class.
+
+    Raises:
+        UsageError: it does.
+    """
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder.")
+    source = Path(data).expanduser()
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"--out {out} lies among the pictures of {data}, where it would be taken for a class; give another."
+        )
+
+
 def safe_stem(name: str) -> str:
     """A picture's name without folders and suffix, for a file of ours: safe on every file system."""
     try:
@@ -47,19 +64,6 @@ def safe_stem(name: str) -> str:
     except ValueError:  # an address that is none; reading it will say so
         path = ""
     return re.sub(r"[^\w.-]+", "_", PurePath(path).stem).strip("._")[:80] or "picture"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file at once: after an interruption there is the old one or the new one, never half of one."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)  # noqa: PTH105 - atomic within a file system
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not say which file it refused
-        raise
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class ResultFolder:
@@ -73,6 +77,7 @@ class ResultFolder:
         self.folder = folder
         self.used: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         self.list = (folder / _LIST).open("w", encoding="utf-8")
 
     def __enter__(self) -> ResultFolder:
