@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from vitral.data.pictures import Arrays, PictureSet
 from vitral.errors import MissingExtraError
 
-__all__ = ["Digits", "read_digits"]
+__all__ = ["Digits", "digit_pictures", "read_digits"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,3 +57,26 @@ def read_digits() -> tuple[Digits, Digits]:
     for digit in range(10):
         held_out[np.flatnonzero(labels == digit)[2::5]] = True
     return Digits(pictures[~held_out], labels[~held_out]), Digits(pictures[held_out], labels[held_out])
+
+
+def digit_pictures() -> tuple[PictureSet, PictureSet]:
+    """The two parts of `read_digits` as labelled pictures: to train on, and held out.
+
+    They are 8x8 grey pictures in memory, light on dark as in the source, of the classes "0" to "9".
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    train, held_out = read_digits()
+    return _labelled(train, "train"), _labelled(held_out, "test")
+
+
+def _labelled(part: Digits, split: str) -> PictureSet:
+    names = tuple(f"{split}/{number:04}" for number in range(len(part)))
+    return PictureSet(
+        name=f"digits/{split}",
+        classes=tuple("0123456789"),
+        labels=part.labels,
+        places=np.arange(len(part), dtype=np.int64),
+        store=Arrays("digits", names, part.pictures),
+    )
