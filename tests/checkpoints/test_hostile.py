@@ -372,7 +372,7 @@ def test_a_tensors_name_cannot_ask_for_the_enormous(name: str, tmp_path: Path) -
 def test_an_unknown_model_type_is_refused(folder: Path, kind: Any) -> None:
     change(folder, model_type=kind)
     message = refusal(folder, CheckpointError)
-    assert "in no layout we know (vitral, transformers, timm, torchvision, google)" in message
+    assert "in no layout we know (vitral, transformers, timm, torchvision, google, shi-labs)" in message
     assert repr(kind) in message
 
 

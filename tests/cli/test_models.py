@@ -33,6 +33,20 @@ def test_the_table_fits_80_columns(vitral: Vitral, monkeypatch: pytest.MonkeyPat
     assert all(name in ran.stdout for name in list_models("dinov2"))
 
 
+def test_compact_transformers_stand_in_the_same_table(vitral: Vitral, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CCT-7/3×1 has 3.760 million parameters and CCT-2/3×2 0.284 (README of SHI-Labs/Compact-Transformers)."""
+    rows = {row["name"]: row for row in map(json.loads, vitral("models", "cct_*", "--json").stdout.splitlines())}
+    assert rows["cct_7_3x1_32"]["parameters"] == 3_760_139
+    assert rows["cct_7_3x1_32"]["patch"] == [2, 2]
+    assert rows["cct_14_7x2_384"]["input"] == [384, 384]
+    monkeypatch.setenv("COLUMNS", "80")
+    table = vitral("models", "c[cv]t_*").stdout
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
+    [line] = [line for line in table.splitlines() if line.startswith("cct_2_3x2_32")]
+    assert line.split() == ["cct_2_3x2_32", "0.28", "32", "4", "128", "2", "2", "Hassani", "2021"]
+
+
 def test_an_unknown_name_gets_the_nearest(vitral: Vitral) -> None:
     ran = vitral("models", "vit_b61")
     assert ran.exit_code == 1

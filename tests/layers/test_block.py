@@ -1,4 +1,4 @@
-"""The block in its three arrangements against torch's and timm's, and stochastic depth against its expectation."""
+"""The block in its arrangements against torch's and timm's, and stochastic depth against its expectation."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ def test_norms_at_the_end_of_the_branches_as_in_timm() -> None:
     theirs.load_state_dict(copied, strict=True)
     x = torch.randn(2, 7, 32)
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_the_second_norm_between_the_branches_is_written_out() -> None:
+    """Hassani et al.'s code: y = norm(x + attention(norm x)), then y + mlp(y)."""
+    ours, x = block("between"), torch.randn(2, 7, 32)
+    y = nn.functional.layer_norm(x, (32,), ours.norm1.weight, ours.norm1.bias)
+    y = nn.functional.layer_norm(x + ours.attention(y), (32,), ours.norm2.weight, ours.norm2.bias)
+    torch.testing.assert_close(ours(x), y + ours.mlp(y), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "res_post"])

@@ -1,4 +1,4 @@
-"""Attention pooling against timm's."""
+"""Attention pooling against timm's, sequence pooling against its formula."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from timm.layers import AttentionPoolLatent, RmsNorm
 from torch import nn
 
-from vitral.layers.pool import AttentionPool
+from vitral.layers.pool import AttentionPool, SequencePool
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
@@ -37,3 +37,16 @@ def test_the_order_of_the_tokens_does_not_matter() -> None:
     pool, tokens = AttentionPool(32, 4, 48), torch.randn(2, 10, 32)
     nn.init.normal_(pool.query)
     torch.testing.assert_close(pool(tokens), pool(tokens[:, torch.randperm(10)]), atol=1e-6, rtol=1e-5)
+
+
+def test_sequence_pooling_weighs_each_token_by_its_score() -> None:
+    """Hassani et al. 2021: softmax over the tokens of one number each, then the weighted mean."""
+    pool = SequencePool(24)
+    with torch.no_grad():
+        pool.score.weight.normal_(0, 0.5)
+        pool.score.bias.fill_(3.0)
+    tokens = torch.randn(3, 7, 24)
+    worth = torch.softmax(tokens.double() @ pool.score.weight[0].double() + 3.0, dim=1)
+    expected = (worth[:, :, None] * tokens.double()).sum(1)
+    torch.testing.assert_close(pool(tokens).double(), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(pool(tokens[:, :1]), tokens[:, 0])

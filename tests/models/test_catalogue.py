@@ -11,8 +11,8 @@ import transformers
 from torch import nn
 
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.backbones.vit import ViT, ViTConfig
-from vitral.models.catalogue import CATALOGUE, NETWORKS, create_model, list_models
+from vitral.models.backbones.vit import ViTConfig
+from vitral.models.catalogue import CATALOGUE, FAMILIES, create_model, list_models
 from vitral.models.record import Record
 
 
@@ -29,13 +29,13 @@ def on_meta(build: Any, *args: Any, **options: Any) -> nn.Module:
 @pytest.mark.parametrize("name", list_models())
 def test_every_entry_builds(name: str) -> None:
     model = on_meta(create_model, name)
-    assert isinstance(model, ViT)
+    assert isinstance(model, CATALOGUE[name].build)
     assert model.config == CATALOGUE[name].config
     assert model.record.architecture == name
     assert model.record.labels == ()
     assert model.record.preprocessing.input_size == model.config.image_size
     assert model.training
-    assert any(isinstance(model.config, network.config) for network in NETWORKS.values())
+    assert any(isinstance(model.config, family.config) for family in FAMILIES.values())
 
 
 # ViT: Dosovitskiy et al. 2021 with the classifier of ImageNet-1k; DeiT: Touvron et al. 2021, table 1.

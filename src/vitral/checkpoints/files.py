@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitral.base.hub import fetch_repository, looks_like_repository
+from vitral.checkpoints.box import folder_of
 from vitral.checkpoints.table import Tensors
 from vitral.errors import CheckpointError, UsageError
 
@@ -65,8 +66,8 @@ def open_files(source: str | Path) -> Files:
     """Open a checkpoint.
 
     Args:
-        source: a folder, a weights file (.safetensors, .bin, .pt, .pth, .npz; a config.json beside it counts), or the id
-            of a repository of the Hub ("facebook/deit-tiny-patch16-224").
+        source: a folder, a weights file (.safetensors, .bin, .pt, .pth, .npz; a config.json beside it counts), the id of a
+            repository of the Hub ("facebook/deit-tiny-patch16-224"), or the name of the model in the box.
 
     Raises:
         CheckpointError: there is nothing there, or it cannot be read; the message says what was looked for.
@@ -79,6 +80,8 @@ def open_files(source: str | Path) -> Files:
         return _open_folder(path, str(source))
     if path.is_file():
         return _open_file(path, str(source), path.parent)
+    if (boxed := folder_of(source)) is not None:
+        return _open_folder(boxed, str(source))
     if isinstance(source, str) and looks_like_repository(source):
         return _open_folder(fetch_repository(source), source)
     raise CheckpointError(

@@ -11,16 +11,24 @@ import torch
 from torch import nn
 
 from vitral.checkpoints import native
+from vitral.checkpoints.cct import shi_labs
 from vitral.checkpoints.files import Files, open_files
 from vitral.checkpoints.layout import Layout, Plan
 from vitral.checkpoints.table import fill
 from vitral.checkpoints.vit import google, timm, torchvision, transformers
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
-from vitral.models.catalogue import CATALOGUE
+from vitral.models.catalogue import CATALOGUE, FAMILIES
 
 __all__ = ["LAYOUTS", "load_model"]
 
-LAYOUTS: tuple[Layout, ...] = (native.LAYOUT, transformers.LAYOUT, timm.LAYOUT, torchvision.LAYOUT, google.LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (
+    native.LAYOUT,
+    transformers.LAYOUT,
+    timm.LAYOUT,
+    torchvision.LAYOUT,
+    google.LAYOUT,
+    shi_labs.LAYOUT,
+)
 """Every layout we read, in the order they are tried."""
 
 
@@ -28,7 +36,8 @@ def load_model(source: str | Path, architecture: Any = None, num_classes: int | 
     """Read a checkpoint in whatever layout it was published.
 
     Args:
-        source: a folder, a weights file, or the id of a Hub repository ("google/vit-base-patch16-224").
+        source: a folder, a weights file, the id of a Hub repository ("google/vit-base-patch16-224"), or "vitral/cifar10"
+            for the model in the box (see `checkpoints.box`).
         architecture: a name of the catalogue ("vit_s16") or a configuration, for what a bare state dictionary does not show:
             the number of heads, epsilon, activation.
         num_classes: give the model a fresh, untrained classifier for so many classes; 0 takes the classifier off; None, or
@@ -65,14 +74,18 @@ def load_model(source: str | Path, architecture: Any = None, num_classes: int | 
 
 def _agree(architecture: Any, config: Any) -> None:
     """Refuse files whose network is not the one the user named. Depth and patch may differ: people train shallower ones."""
-    if type(architecture) is not type(config):
-        raise CheckpointError(
-            f"The files hold a {type(config).__name__}; the architecture named is a {type(architecture).__name__}."
-        )
+    _same_family(architecture, type(config))
     if architecture.width != config.width:
         raise CheckpointError(
             f"The file's tokens have {config.width} channels, those of the named architecture "
             f"{architecture.width}. Name another."
+        )
+
+
+def _same_family(architecture: Any, config: type) -> None:
+    if type(architecture) is not config:
+        raise CheckpointError(
+            f"The files hold a {config.__name__}; the architecture named is a {type(architecture).__name__}."
         )
 
 
@@ -85,6 +98,8 @@ def _plan(files: Files, architecture: Any) -> Plan:
             f"{files.source} is a checkpoint{said} in no layout we know ({layouts}). "
             f"It holds {len(files.tensors)} tensors: {names}, …"
         )
+    if architecture is not None and layout.network is not None:
+        _same_family(architecture, next(family.config for family in FAMILIES.values() if family.build is layout.network))
     try:
         return layout.plan(files, architecture)
     except CheckpointError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -14,7 +13,8 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
 from vitral.checkpoints.table import Row, same
 from vitral.errors import CheckpointError, UnknownNameError
-from vitral.models.catalogue import NETWORKS
+from vitral.models.catalogue import FAMILIES
+from vitral.models.network import Network
 from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
@@ -32,31 +32,31 @@ def _plan(files: Files, architecture: Any) -> Plan:
         raise CheckpointError(
             f"vitral.json is of format {told.get('format')!r}; this version of Vitral reads {_FORMAT}. Update Vitral."
         )
-    if told["network"] not in NETWORKS:
-        raise UnknownNameError("network in vitral.json", told["network"], NETWORKS)
-    network = NETWORKS[told["network"]]
-    config: Any = restored(network.config, told.get("config"), "config", "vitral.json")
+    if told["network"] not in FAMILIES:
+        raise UnknownNameError("network in vitral.json", told["network"], FAMILIES)
+    family = FAMILIES[told["network"]]
+    config: Any = restored(family.config, told.get("config"), "config", "vitral.json")
     record = restored(Record, {**told.get("record", {}), "source": files.source}, "record", "vitral.json")
     return Plan(
-        build=network.build,
+        build=family.build,
         config=config,
-        rows=_identity(network.build, config),
+        rows=_identity(family.build, config),
         tensors=files.tensors,
         record=record,
     )
 
 
-def _identity(build: Callable[[Any], nn.Module], config: Any) -> list[Row]:
+def _identity(build: type[Network], config: Any) -> list[Row]:
     with torch.device("meta"):
         return [same(name, name) for name in build(config).state_dict()]
 
 
 def _compose(model: nn.Module) -> Written:
     config = cast(Any, model).config
-    network = next(name for name, network in NETWORKS.items() if isinstance(config, network.config))
+    family = next(name for name, family in FAMILIES.items() if isinstance(config, family.config))
     described = {
         "format": _FORMAT,
-        "network": network,
+        "network": family,
         "config": asdict(config),
         "record": asdict(cast(Any, model).record),
     }

@@ -20,7 +20,7 @@ __all__ = ["list_networks"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One network: its name, how many parameters it has, and its sizes."""
+    """One network: its name, how many parameters it has, and its sizes; `patch` is what one token stands for."""
 
     name: str
     parameters: int
@@ -77,8 +77,13 @@ def _table(rows: list[_Row]) -> Table:
     table.add_column("published", style="bright_black", no_wrap=True)
     for row in rows:
         sizes = (_side(row.input), _side(row.patch), *map(str, (row.width, row.depth, row.heads)))
-        table.add_row(row.name, f"{row.parameters / 1e6:.1f}", *sizes, row.paper.replace(" et al.", ""))
+        table.add_row(row.name, _millions(row.parameters), *sizes, row.paper.replace(" et al.", ""))
     return table
+
+
+def _millions(count: int) -> str:
+    """A number of parameters in millions; of small networks, to ten thousand."""
+    return f"{count / 1e6:.1f}" if count >= 10e6 else f"{count / 1e6:.2f}"
 
 
 def _side(size: tuple[int, int]) -> str:

@@ -187,12 +187,12 @@ def position_similarity(
 
 def _kinds(model: Any) -> list[PositionKind]:
     """The ways in which a model tells positions."""
-    if not all(hasattr(model, name) for name in ("config", "positions", "rotary", "relative_bias", "block_biases")):
+    if not all(hasattr(model, name) for name in ("config", "positions")):
         raise UsageError(f"A {type(model).__name__} does not tell positions as Vitral's vision transformers do.")
     there: dict[PositionKind, bool] = {
         "absolute": model.config.position != "none",
-        "rotary": model.rotary is not None,
-        "relative_bias": model.relative_bias is not None or len(model.block_biases) > 0,
+        "rotary": getattr(model, "rotary", None) is not None,
+        "relative_bias": getattr(model, "relative_bias", None) is not None or len(getattr(model, "block_biases", ())) > 0,
     }
     return [kind for kind, here in there.items() if here]
 

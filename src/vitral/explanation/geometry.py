@@ -20,6 +20,9 @@ __all__ = ["TokenGeometry"]
 class TokenGeometry:
     """The tokens of one picture: those before the patches, then the patches in reading order.
 
+    A token that convolutions made stands for a cell of the input, and is treated as if that were its patch, though they
+    have seen beyond it. The last row and column of cells may reach beyond the input, and end where it does.
+
     Attributes:
         prefix: what the tokens before the patches are called: ("class", "register 1", …).
         grid: rows and columns of patches.
@@ -74,6 +77,7 @@ class TokenGeometry:
         across, down = self.frame.to_input(np.array([x, y])).tolist()
         row, column = down // self.patch_size[0], across // self.patch_size[1]
         inside = 0 <= row < self.grid[0] and 0 <= column < self.grid[1]  # which no infinity is
+        inside = inside and down < self.frame.input[0] and across < self.frame.input[1]
         return self.token(int(row), int(column)) if inside else None
 
     def rectangle(self, token: SupportsIndex) -> tuple[float, float, float, float]:
@@ -87,6 +91,7 @@ class TokenGeometry:
         height, width = self.patch_size
         rows, columns = (places.ravel() for places in np.indices(self.grid))
         corners = np.stack([columns * width, rows * height, (columns + 1) * width, (rows + 1) * height], axis=1)
+        corners = np.minimum(corners, np.tile(self.frame.input[::-1], 2))
         return self.frame.boxes_to_picture(corners)
 
     def layout(self, values: Shaped[Any, "*b n"]) -> Shaped[Any, "*b i j"]:

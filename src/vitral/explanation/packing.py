@@ -75,7 +75,7 @@ def pack_maps(
     # Two thirds of the way up objects stand out; the last layers often heap attention on a few patches of background.
     first = {
         "layer": len(layers) - 1 if layers[-1].block is None else blocks[2 * len(blocks) // 3],
-        "token": 0 if config.class_token else config.prefix + int(middle),
+        "token": 0 if "class" in config.prefix_names else config.prefix + int(middle),
     }
     return output, {"layers": told, "blocks": {"asking": asking, "asked": asked}, "first": first}
 

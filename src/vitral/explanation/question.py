@@ -15,7 +15,7 @@ from vitral.base.numbers import as_integer
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
-from vitral.tasks.classification import scores_of
+from vitral.tasks.classification.result import scores_of
 
 __all__ = ["Heat", "Question", "ScoreOf", "gradients", "read_back", "reading_weights"]
 

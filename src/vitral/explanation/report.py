@@ -32,7 +32,7 @@ from vitral.explanation.packing import Store, membership, pack_maps
 from vitral.explanation.result import Explanation
 from vitral.explanation.statistics import head_statistics
 from vitral.models.output import EncoderOutput
-from vitral.tasks.classification import Classification, Options, decode
+from vitral.tasks.classification.result import Classification, Options, decode
 
 __all__ = ["explanation_page"]
 
@@ -359,16 +359,14 @@ def _distances(distance: Float[np.ndarray, "l h"]) -> str:
     """A chart of how far each head looks: a dot per head over its layer, and a line through the means."""
     layers, heads = distance.shape
     width, height, left, right, top, bottom = 680, 260, 58, 12, 12, 34
-    most = _rounded_up(float(distance.max()))
+    most = page.rounded_up(float(distance.max()))
     step = (width - left - right) / layers
     x = [left + step * (layer + 0.5) for layer in range(layers)]
     bottom_line = height - bottom
     rise = (bottom_line - top) / most
-    parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = bottom_line - rise * most * share
-        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 3.5:.1f}" text-anchor="end">{most * share:.3g}</text>')
+    quarters = (0.0, 0.25, 0.5, 0.75, 1.0)
+    field = {"left": left, "right": width - right, "top": top, "bottom": bottom_line}
+    parts = [page.rules(0, most, form=".3g", shares=quarters, **field)]
     every = -(-layers // 12)
     parts += [
         f'<text x="{x[layer]:.1f}" y="{height - 5}" text-anchor="middle">{layer}</text>' for layer in range(0, layers, every)
@@ -396,15 +394,6 @@ def _distances(distance: Float[np.ndarray, "l h"]) -> str:
         *parts,
         "</svg></figure>",
     )
-
-
-def _rounded_up(value: float) -> float:
-    """The next number that reads well at the end of an axis."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** np.floor(np.log10(value))
-    steps = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)  # a quarter of each is short to write
-    return float(next(step * power for step in steps if step * power >= value * (1 - 1e-9)))
 
 
 def _likenesses(positions: PositionSimilarity, told: dict[str, Any]) -> str:

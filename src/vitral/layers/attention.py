@@ -91,6 +91,7 @@ class SelfAttention(nn.Module):
         qk_norm: normalisation of queries and keys over a head's channels (Dehghani et al. 2023, ViT-22B, section 2),
             with the norm's kind and epsilon.
         dropout: probability of dropping attention weights and outputs in training.
+        attention_dropout: another probability for the weights; None for the same.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class SelfAttention(nn.Module):
         key_bias: bool = True,
         qk_norm: tuple[Norm, float] | None = None,
         dropout: float = 0.0,
+        attention_dropout: float | None = None,
     ) -> None:
         super().__init__()
         head_width = width // heads
@@ -113,7 +115,7 @@ class SelfAttention(nn.Module):
         self.keyless_bias = qkv_bias and not key_bias
         self.query_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
         self.key_norm = norm_layer(head_width, *qk_norm) if qk_norm else nn.Identity()
-        self.product = ScaledDotProduct(head_width**-0.5, dropout)
+        self.product = ScaledDotProduct(head_width**-0.5, dropout if attention_dropout is None else attention_dropout)
         self.projection = Linear(width, width)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 

@@ -13,8 +13,12 @@ from vitral.layers.position import Rotation
 
 __all__ = ["Block", "DropPath", "NormPlacement"]
 
-NormPlacement = Literal["pre", "post", "res_post"]
-"""Where a branch f is normalised: x + f(norm x) in ViT, norm(x + f x) in the first transformer, x + norm(f x) in Swin v2."""
+NormPlacement = Literal["pre", "post", "res_post", "between"]
+"""Where a branch f is normalised: x + f(norm x) in ViT, norm(x + f x) in the first transformer, x + norm(f x) in Swin v2.
+
+In compact transformers the first norm stands as in ViT, and the second between the branches, on the stream itself:
+y = norm(x + attention(norm x)), then y + mlp(y).
+"""
 
 
 class DropPath(nn.Module):
@@ -80,5 +84,8 @@ class Block(nn.Module):
         if self.placement == "post":
             x = self.norm1(x + self.drop_path(self.scale1(self.attention(x, bias, rotation))))
             return self.norm2(x + self.drop_path(self.scale2(self.mlp(x))))
+        if self.placement == "between":
+            x = self.norm2(x + self.drop_path(self.scale1(self.attention(self.norm1(x), bias, rotation))))
+            return x + self.drop_path(self.scale2(self.mlp(x)))
         x = x + self.drop_path(self.scale1(self.norm1(self.attention(x, bias, rotation))))
         return x + self.drop_path(self.scale2(self.norm2(self.mlp(x))))

@@ -1,4 +1,4 @@
-"""From many tokens to one vector, by asking."""
+"""From many tokens to one vector, by asking: in several heads, or with one weight per token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitral.layers.linear import Linear
 from vitral.layers.mlp import Activation, Mlp
 from vitral.layers.norm import Norm, norm_layer
 
-__all__ = ["AttentionPool"]
+__all__ = ["AttentionPool", "SequencePool"]
 
 
 class AttentionPool(nn.Module):
@@ -53,3 +53,28 @@ class AttentionPool(nn.Module):
         keys, values = self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         pooled = self.projection(self.product(queries, keys, values, None).transpose(1, 2).flatten(2))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class SequencePool(nn.Module):
+    """The mean of the tokens, each weighted by what a linear layer makes of it (Hassani et al. 2021, SeqPool).
+
+    The weights are softmax(tokens · g + c) over the tokens, in other words attention of one learned query, in one head, to
+    the tokens as they are. It is therefore mixed where all attention is. Softmax forgets the bias c, which the
+    published networks have nonetheless.
+
+    Args:
+        width: channels d.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = Linear(width, 1)
+        self.product = ScaledDotProduct(1.0)
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
+        """Pool."""
+        batch, count, _ = tokens.shape
+        query = self.score.weight.expand(batch, 1, 1, -1)
+        bias = self.score.bias.expand(1, 1, 1, count)
+        pooled: Tensor = self.product(query, tokens.unsqueeze(1), tokens.unsqueeze(1), bias)
+        return pooled[:, 0, 0]

@@ -81,9 +81,10 @@ class RelativeBias(nn.Module):
         """The bias between all tokens of a picture, class token first."""
         tokens = grid[0] * grid[1] + 1
         index = torch.as_tensor(_relative_index(grid), device=self.table.device)
-        return self._resampled(grid)[index].view(tokens, tokens, -1).permute(2, 0, 1).unsqueeze(0)
+        return self.resampled(grid)[index].view(tokens, tokens, -1).permute(2, 0, 1).unsqueeze(0)
 
-    def _resampled(self, grid: Grid) -> Float[Tensor, "o h"]:
+    def resampled(self, grid: Grid) -> Float[Tensor, "o h"]:
+        """The table for another grid."""
         if grid == self.grid:
             return self.table
         old, new = (tuple(2 * side - 1 for side in sides) for sides in (self.grid, grid))

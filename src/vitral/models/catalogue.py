@@ -3,45 +3,57 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
-
-from torch import nn
+from typing import Any
 
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError
-from vitral.models.backbones import vit
+from vitral.models.backbones import cct, vit
+from vitral.models.network import Network
 from vitral.models.record import Record
 
-__all__ = ["CATALOGUE", "NETWORKS", "Entry", "Network", "create_model", "list_models"]
+__all__ = ["CATALOGUE", "FAMILIES", "Entry", "Family", "create_model", "list_models"]
 
 
 @dataclass(frozen=True)
-class Network:
-    """A family of networks: the module and the class of its configuration."""
+class Family:
+    """A family of networks.
 
-    build: Callable[[Any], nn.Module]
+    Attributes:
+        build: the module, from a configuration.
+        config: the class of its configuration.
+        variants: its networks by the name everyone knows.
+        papers: beginning of a name → where the network was published; the longest that fits counts.
+    """
+
+    build: type[Network]
     config: type
+    variants: Mapping[str, Any]
+    papers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One row: how a network is built, from which configuration, and where it was published."""
 
-    build: Callable[[Any], nn.Module]
+    build: type[Network]
     config: Any
     paper: str
 
 
-NETWORKS: dict[str, Network] = {"vit": Network(vit.ViT, vit.ViTConfig)}
-"""Family → network. A new family adds its row here."""
+FAMILIES: dict[str, Family] = {
+    "vit": Family(vit.ViT, vit.ViTConfig, vit.VARIANTS, vit.PAPERS),
+    "cct": Family(cct.CCT, cct.CCTConfig, cct.VARIANTS, cct.PAPERS),
+}
+"""Name → family. A new family adds its row here."""
 
 CATALOGUE: dict[str, Entry] = {
-    name: Entry(vit.ViT, config, vit.PAPERS[max(filter(name.startswith, vit.PAPERS), key=len)])
-    for name, config in vit.VARIANTS.items()
+    name: Entry(family.build, config, family.papers[max(filter(name.startswith, family.papers), key=len)])
+    for family in FAMILIES.values()
+    for name, config in family.variants.items()
 }
-"""Name → entry. A new architecture adds its rows here."""
+"""Name → entry, of all families."""
 
 
 def list_models(pattern: str | None = None) -> list[str]:
@@ -56,7 +68,7 @@ def list_models(pattern: str | None = None) -> list[str]:
     return sorted(name for name in CATALOGUE if fnmatch.fnmatch(name, wanted))
 
 
-def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> nn.Module:
+def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> Network:
     """A network with fresh random weights, in training mode, and a record that prepares pictures in the usual way.
 
     Args:
@@ -75,15 +87,15 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     for option in overrides:
         if option not in known:
             raise UnknownNameError(f"field of {type(entry.config).__name__}", option, known)
-        if isinstance(overrides[option], int) and isinstance(getattr(entry.config, option), tuple):
+        if isinstance(overrides[option], int) and option.endswith("_size"):
             overrides[option] = (overrides[option],) * 2  # image_size=384
         elif isinstance(overrides[option], list):
             overrides[option] = tuple(overrides[option])
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    model: Any = entry.build(replace(entry.config, **overrides))
+    model = entry.build(replace(entry.config, **overrides))
     model.record = Record(architecture=name, preprocessing=_usual_preprocessing(model.config))
-    return cast(nn.Module, model)
+    return model
 
 
 def _usual_preprocessing(config: Any) -> Preprocessing | None:

@@ -15,7 +15,7 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
         tokens: every token after the last norm (b n d): first the `prefix` tokens (class, distillation, registers), then
-            the patches in reading order.
+            the patches (or what else of the picture tokens stand for) in reading order.
         grid: rows and columns of patches (i, j); n = prefix + i · j.
         prefix: how many tokens stand before the patches.
         pooled: one vector per picture, what the classifier reads (b e).

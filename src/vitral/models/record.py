@@ -8,10 +8,37 @@ from typing import Literal
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 
-__all__ = ["Record"]
+__all__ = ["Record", "Training"]
 
 _UNNAMED = "LABEL_"
 """What a class is called that nobody named, with its number, as transformers does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model came to its weights.
+
+    Attributes:
+        data: what it learned from, as the set calls itself.
+        pictures: how many of them.
+        recipe: the recipe's name.
+        steps: of the optimiser.
+        epochs: how often it saw as many pictures as there are.
+        date: the day it was saved, as in 2026-11-21.
+        judged_by: the pictures it was judged by; None where there were none.
+        judged: how many of them.
+        top1: the share of them that it names rightly, in [0, 1].
+    """
+
+    data: str
+    pictures: int
+    recipe: str
+    steps: int
+    epochs: float
+    date: str
+    judged_by: str | None = None
+    judged: int = 0
+    top1: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +47,14 @@ class Record:
 
     Attributes:
         architecture: a name for the network, of the catalogue where one fits, else of the publisher.
-        layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google".
+        layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google",
+            "shi-labs".
         source: the path or Hub id they were read from.
         preprocessing: how a picture becomes the model's input; None where nobody said.
         labels: the name of every class, in the order of the logits; empty where nobody said.
         problem: what the logits mean: classes that exclude each other (softmax), that do not (sigmoid), or plain numbers.
         licence: the weights' licence as their publisher states it.
+        training: how a model trained here came to its weights.
         notes: what a user should know about the reading: tensors left out on purpose, guesses made.
     """
 
@@ -36,6 +65,7 @@ class Record:
     labels: tuple[str, ...] = ()
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     licence: str | None = None
+    training: Training | None = None
     notes: tuple[str, ...] = field(default=())
 
     def label(self, index: int) -> str:

@@ -12,13 +12,14 @@ from typing import Any, ClassVar, get_args
 from torch import Tensor, nn
 
 from vitral.base.device import resolve_dtype
+from vitral.checkpoints.box import BOXED
 from vitral.checkpoints.files import read_processor
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.pipelines.predictor import Failure, Predictor, load
 from vitral.pipelines.sources import sources_of
-from vitral.tasks.classification import ScoreFunction, check_top_k
+from vitral.tasks.classification.result import ScoreFunction, check_top_k
 
 __all__ = ["ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "Pipeline", "pipeline"]
 
@@ -135,7 +136,8 @@ def pipeline(task: str | None = None, model: str | Path | nn.Module | None = Non
 
     Args:
         task: "image-classification" or "image-feature-extraction"; by default what the model can do.
-        model: a folder, a weights file, a Hub id, or a model of Vitral's.
+        model: a folder, a weights file, a Hub id, or a model of Vitral's; for "image-classification" by default the model
+            in the box, which knows the ten classes of CIFAR-10 (see `checkpoints.box`).
         **options: of transformers': image_processor (a folder with a preprocessor_config.json, its content, or a
             `Preprocessing`), device, dtype, revision, batch_size, num_workers, timeout, and the task's own as defaults for
             every call. Of ours: architecture and num_classes (see `checkpoints.load.load_model`), decoding (see
@@ -148,7 +150,7 @@ def pipeline(task: str | None = None, model: str | Path | nn.Module | None = Non
     """
     if task is not None and task not in _PIPELINES:
         raise UnknownNameError("task", task, _PIPELINES)
-    if model is None:
+    if model is None and task != "image-classification":
         raise UsageError("Name a model: pipeline('image-classification', model='google/vit-base-patch16-224') or a path.")
     kinds = [_PIPELINES[task]] if task else list(_PIPELINES.values())
     known = (*_BUILDING, *dict.fromkeys(name for kind in kinds for name in kind.options))
@@ -156,7 +158,7 @@ def pipeline(task: str | None = None, model: str | Path | nn.Module | None = Non
         if name not in known:
             raise UnknownNameError("keyword of pipeline", name, ("task", "model", *known))
     building = {name: options.pop(name) for name in _BUILDING if name in options}
-    predictor = _predictor(task, model, building)
+    predictor = _predictor(task, BOXED if model is None else model, building)
     return _PIPELINES[predictor.task](predictor, **options)
 
 

@@ -16,7 +16,7 @@ from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.explain import Prepares, target_class
 from vitral.explanation.result import Explanation
-from vitral.tasks.classification import scores_of
+from vitral.tasks.classification.result import scores_of
 
 __all__ = ["Curve", "Fill", "InsertionDeletion", "Perturbation", "best_class", "insertion_deletion", "perturbation"]
 

@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,8 +29,8 @@ from vitral.layers.norm import LayerScale, Norm, norm_layer
 from vitral.layers.patch import PatchEmbedding
 from vitral.layers.pool import AttentionPool
 from vitral.layers.position import RelativeBias, Rotary2d, Rotation, resample_grid, sinusoids_1d, sinusoids_2d
+from vitral.models.network import Network, check_ranges
 from vitral.models.output import EncoderOutput
-from vitral.models.record import Record
 
 __all__ = ["PAPERS", "VARIANTS", "ViT", "ViTConfig"]
 
@@ -136,16 +137,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for field, (low, high) in _RANGES.items():
-            value, sides = getattr(self, field), field.endswith("_size")
-            numbers = value if sides and isinstance(value, tuple) and len(value) == 2 else (value,)
-            kinds: Any = int if isinstance(low, int) else int | float
-            for number in () if value is None else numbers:
-                if not isinstance(number, kinds) or isinstance(number, bool):
-                    kind = "two whole numbers" if sides else "a whole number" if kinds is int else "a number"
-                    raise UsageError(f"{field} must be {kind}; {value!r} came.")
-                if not low <= number <= high:
-                    raise UsageError(f"{field} must be from {low} to {high}; {value!r} came.")
+        check_ranges(self, _RANGES)
         if self.width % self.heads:
             raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}.")
         if min(self.grid) < 1:
@@ -191,17 +183,28 @@ class ViTConfig:
         return self.representation or self.width * (2 if self.pool == "class_and_mean" else 1)
 
 
-class ViT(nn.Module):
+class ViT(Network):
     """A vision transformer.
 
     Args:
         config: which one.
     """
 
+    config: ViTConfig
+    before_blocks = (
+        "patch",
+        "class_token",
+        "distillation_token",
+        "register_tokens",
+        "mask_token",
+        "position_table",
+        "stem_norm",
+        "relative_bias",
+    )
+    beside_blocks = ("blocks", "block_biases")
+
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.record = Record()
+        super().__init__(config)
         width = config.width
         self.patch = PatchEmbedding(config.channels, width, config.patch_size, bias=config.patch_bias)
         self.class_token = _token(1, width, config.class_token)
@@ -310,6 +313,17 @@ class ViT(nn.Module):
         if grid != config.grid:
             patches = resample_grid(patches, config.grid, grid, antialias=config.position_antialias)
         return (prefix if config.prefix_positions else None), patches
+
+    def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
+        """The position table and the tables of relative biases, carried to another grid, by name."""
+        tables = {
+            f"{name}.table": module.resampled(grid)
+            for name, module in self.named_modules()
+            if isinstance(module, RelativeBias)
+        }
+        if self.position_table is not None:
+            tables["position_table"] = torch.cat([part for part in self.positions(grid) if part is not None], dim=1)
+        return tables
 
     def pooled(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b e"]:
         """One vector per picture out of its tokens."""
