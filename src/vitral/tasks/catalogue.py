@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vitral.errors import UnknownNameError
-from vitral.tasks import classification, features
+from vitral.tasks import features
+from vitral.tasks.classification import result as classification
 
 __all__ = ["TASKS", "Task"]
 

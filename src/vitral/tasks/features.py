@@ -65,7 +65,7 @@ class Options:
 
 
 def decode(output: EncoderOutput, seen: Sequence[Seen], record: Record, options: Options | None = None) -> list[Features]:
-    """Results of a batch; see `tasks.classification.decode` for the arguments."""
+    """Results of a batch; see `tasks.classification.result.decode` for the arguments."""
     tokens, pooled = output.tokens.float().cpu(), output.pooled.float().cpu()
     return [
         Features(one.name, one.frame.picture, row, vector, output.grid, output.prefix, one.picture)

@@ -1,3 +1,5 @@
+"""Scores, answers and their drawings against closed forms."""
+
 from __future__ import annotations
 
 import inspect
@@ -14,7 +16,7 @@ from vitral.base.image import read_picture
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
-from vitral.tasks.classification import Classification, Options, decode, scores_of
+from vitral.tasks.classification.result import Classification, Options, decode, scores_of
 
 LOGITS = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.5]])
 RECORD = Record(labels=("cat", "dog", "owl"))
