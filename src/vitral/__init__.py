@@ -20,6 +20,7 @@ __all__ = [
     "load_model",
     "pipeline",
     "save_model",
+    "train",
 ]
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vitral.models.catalogue import create_model, list_models
     from vitral.pipelines.pipeline import pipeline
     from vitral.pipelines.predictor import load
+    from vitral.recipes.catalogue import train
 else:
     # Hidden from type checkers, who would otherwise take every misspelt name for one that `__getattr__` may know.
     _HOME = {
@@ -41,6 +43,7 @@ else:
         "load_model": "vitral.checkpoints.load",
         "pipeline": "vitral.pipelines.pipeline",
         "save_model": "vitral.checkpoints.save",
+        "train": "vitral.recipes.catalogue",
     }
 
     def __getattr__(name: str) -> object:

@@ -105,12 +105,16 @@ def test_every_command_exists(page: Path) -> None:
         import typer.main
 
         from vitral.cli.main import app
+        from vitral.training.recipe import option_names
 
         command: Any = typer.main.get_command(app)
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
         known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        if command.name == "train":  # takes the options of a recipe as well
+            known |= {f"--{name.replace('_', '-')}" for name in option_names()}
         given = {word.split("=")[0] for word in words if word.startswith("-") and len(word) > 1}
+        given = {word for word in given if not word.startswith("--network.")}
         assert given - {"--help"} <= known, f"vitral {command.name} has no {given - known}"
         assert not hasattr(command, "commands") or not words or given, f"vitral has no command {words[0]!r}"
 

@@ -32,19 +32,11 @@ def test_a_wrong_shape_raises_in_a_module_under_the_hook(tmp_path: Path, monkeyp
 
 
 MISTAKEN_CALL = """
-from types import SimpleNamespace
-
 import torch
 
-from vitral.training.loop import evaluate
+from vitral.layers.norm import LayerScale
 
-
-class Echo(torch.nn.Module):
-    def forward(self, pixels):
-        return SimpleNamespace(logits=pixels)
-
-
-accuracy = evaluate(Echo(), torch.eye(3), torch.arange(3))  # pictures have four dimensions, not two
+scaled = LayerScale(3, 1.0)(torch.ones(2, 1))  # tokens have as many channels as there are gains
 """
 
 
@@ -54,6 +46,6 @@ def test_vitral_itself_is_under_the_hook() -> None:
 
 
 def test_without_the_hook_nothing_is_checked() -> None:
-    script = MISTAKEN_CALL + "print(accuracy)"
+    script = MISTAKEN_CALL + "print(list(scaled.shape))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "1.0"
+    assert ran.stdout.strip() == "[2, 3]"

@@ -1,243 +1,401 @@
-"""The training loop against loops, schedules and groups that were written by others or by hand."""
+"""The training loop against loops written by hand, and against itself: interrupted, shared out, in other orders."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitral.errors import TrainingError, UsageError
-from vitral.training.loop import Epoch, evaluate, fit, order_of
-from vitral.training.optim import parameter_groups
-from vitral.training.schedule import warmup_cosine
+from tests.training.conftest import write_pictures
+from vitral.checkpoints.load import load_model
+from vitral.data.augment.chain import Augmentation
+from vitral.data.loader import Order
+from vitral.data.pictures import PictureSet
+from vitral.data.splits import read_pictures
+from vitral.errors import PictureError, TrainingError, UsageError
+from vitral.tasks.classification.loss import Objective
+from vitral.training.checkpoint import Checkpoints
+from vitral.training.journal import read
+from vitral.training.loop import Epoch, Step, Trained, fit
+from vitral.training.recipe import Recipe
+from vitral.training.start import Teacher, model_for
+
+# Four workers on two processors are what is to be tried.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+STILL = Augmentation(crop="none", flip=0.0)
+
+SMALL = Recipe(
+    model="vit_ti16",
+    network={"patch_size": (4, 4), "width": 16, "depth": 2, "heads": 2, "mlp_width": 32},
+    image_size=(8, 8),
+    epochs=5,
+    batch_size=12,
+    learning_rate=3e-3,
+    warmup_epochs=1,
+    augment=STILL,
+)
+
+EVERYTHING = replace(
+    SMALL,
+    epochs=80 / 18,  # 20 steps of 8 pictures from 36: nothing ends with an epoch
+    batch_size=8,
+    accumulate=2,
+    clip=1.0,
+    ema=0.9,
+    drop_path=0.3,
+    objective=Objective(label_smoothing=0.1),
+    augment=Augmentation(crop_scale=(0.5, 1.0), rand_augment=1, erase=0.3, mixup=0.8, cutmix=1.0, repeats=2),
+    save_every=2 * 8 / 36,  # every other step
+    evaluate_every=1.3,
+)
 
 
-class Tiny(nn.Module):
-    """A classifier of 1x2x2 pictures with one norm and, if asked, dropout."""
-
-    def __init__(self, classes: int = 2, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(4, classes)
-
-    def forward(self, pixels: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.head(self.dropout(self.norm(pixels.flatten(1)))))
-
-
-def tiny(**options: Any) -> Tiny:
-    torch.manual_seed(3)
-    return Tiny(**options)
-
-
-def stripes(count: int = 40) -> tuple[Tensor, Tensor]:
-    """Pictures bright above (class 0) or bright below (class 1), with noise."""
-    generator = torch.Generator().manual_seed(7)
-    targets = torch.arange(count) % 2
-    pixels = 0.3 * torch.randn(count, 1, 2, 2, generator=generator)
-    pixels[torch.arange(count), 0, targets] += 1
-    return pixels, targets
+def run(recipe: Recipe, pictures: PictureSet, **options: Any) -> Trained:
+    return fit(model_for(recipe, pictures.classes), pictures, recipe, **options)
 
 
 def weights(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
 
 
-# The schedule
+# -- the steps ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_schedule_has_its_closed_form() -> None:
-    factors = [warmup_cosine(step, steps=12, warmup_steps=4) for step in range(13)]
-    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factors[8] == pytest.approx(0.5)
-    assert factors[6] == pytest.approx(0.5 + math.sqrt(0.5) / 2)
-    assert factors[12] == pytest.approx(0.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("floor", [0.0, 0.1])
-def test_the_cosine_is_the_one_of_torch(floor: float) -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=floor)
-    for step in range(20):
-        assert warmup_cosine(step, steps=20, floor=floor) == pytest.approx(schedule.get_last_lr()[0], abs=1e-6)
-        optimizer.step()
-        schedule.step()
-    assert warmup_cosine(10**6, steps=20, floor=floor) == floor
-
-
-def test_warm_up_and_cosine_are_the_ones_of_transformers() -> None:
-    transformers = pytest.importorskip("transformers.optimization")
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=5, num_training_steps=30)
-    for step in range(30):
-        theirs = schedule.get_last_lr()[0]  # whose warm-up begins with a step that does not move
-        ours = warmup_cosine(step, steps=30, warmup_steps=5)
-        assert ours == pytest.approx(theirs + 0.2 if step < 5 else theirs, abs=1e-9)
-        optimizer.step()
-        schedule.step()
-
-
-# The groups
-
-
-def test_groups_are_the_ones_of_timm_on_its_own_vit() -> None:
-    timm = pytest.importorskip("timm")
-    optim = pytest.importorskip("timm.optim")
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, init_values=1e-5, reg_tokens=2)
-    # timm names the table and the class token; that registers are tokens as well is written here.
-    theirs = optim.param_groups_weight_decay(model, 0.1, no_weight_decay_list={*model.no_weight_decay(), "reg_token"})
-    ours = parameter_groups(model, 0.1)
-    for decay in (0.1, 0.0):
-        [group], [peer] = ([g for g in groups if g["weight_decay"] == decay] for groups in (ours, theirs))
-        assert {id(p) for p in group["params"]} == {id(p) for p in peer["params"]}
-
-
-def test_only_matrices_of_layers_decay() -> None:
-    class Parts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution = nn.Conv2d(3, 4, 2)
-            self.attention = nn.MultiheadAttention(4, 2)
-            self.norm = nn.LayerNorm(4)
-            self.table = nn.Embedding(5, 4)
-            self.class_token = nn.Parameter(torch.zeros(1, 1, 4))
-            self.position_table = nn.Parameter(torch.zeros(1, 5, 4))
-            self.head = nn.Linear(4, 2)
-            self.tied = self.head
-            self.frozen = nn.Linear(2, 2).requires_grad_(False)
-
-    model = Parts()
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    decaying, free = ({names[p] for p in group["params"]} for group in parameter_groups(model, 0.3))
-    assert decaying == {
-        "convolution.weight",
-        "attention.in_proj_weight",
-        "attention.out_proj.weight",
-        "head.weight",
-    }
-    assert decaying | free == {name for name in names.values() if not name.startswith("frozen")}
-
-
-# The loop
-
-
-def test_the_loop_takes_the_steps_of_one_written_out() -> None:
-    pixels, targets = stripes(10)
-    ours, theirs = tiny(), tiny()
-    fit(ours, pixels, targets, epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.5, warmup=1 / 3, seed=5)
-
-    matrix = [theirs.head.weight]
-    others = [theirs.norm.weight, theirs.norm.bias, theirs.head.bias]
-    optimizer = torch.optim.AdamW([{"params": matrix}, {"params": others, "weight_decay": 0.0}], weight_decay=0.5)
-    rates = [1 / 3, 2 / 3, 1.0] + [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
-    batches = [
-        order_of(10, seed=5, epoch=epoch)[cut] for epoch in (1, 2, 3) for cut in (slice(4), slice(4, 8), slice(8, 10))
+def by_hand(
+    recipe: Recipe, pictures: PictureSet, optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+) -> Tensor:
+    """The same training in fifteen lines of PyTorch."""
+    model: Any = model_for(recipe, pictures.classes)
+    prepared = [model.record.preprocessing(pictures.read(index))[0] for index in range(len(pictures))]
+    matrices = [
+        p for n, p in model.named_parameters() if (p.ndim == 2 and n.endswith("weight")) or n == "patch.projection.weight"
     ]
-    for rate, batch in zip(rates, batches, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.05 * rate
-        loss = -F.log_softmax(theirs(pixels[batch]).logits, -1)[torch.arange(len(batch)), targets[batch]].mean()
-        optimizer.zero_grad()
+    others = [p for p in model.parameters() if all(p is not one for one in matrices)]
+    steps = math.ceil(recipe.epochs * len(pictures) / recipe.batch_size)
+    warmup = round(recipe.warmup_epochs * len(pictures) / recipe.batch_size)
+    descent = optimizer([{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}])
+    order = Order(count=len(pictures), seed=recipe.seed)
+    for step in range(steps):
+        places = [order[position].picture for position in range(step * recipe.batch_size, (step + 1) * recipe.batch_size)]
+        logits = model(torch.stack([prepared[place] for place in places])).logits
+        loss = F.cross_entropy(logits, torch.from_numpy(pictures.labels[places]))
+        falling = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        for group in descent.param_groups:
+            group["lr"] = recipe.learning_rate * ((step + 1) / warmup if step < warmup else falling)
+        descent.zero_grad()
         loss.backward()
-        optimizer.step()
-    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-5, atol=1e-6)
+        descent.step()
+    return weights(model)
 
 
-def jitter(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    return pixels + 0.1 * torch.randn(pixels.shape, generator=generator)
+def test_adamw_is_the_loop_one_would_write(colours: PictureSet) -> None:
+    expected = by_hand(SMALL, colours, lambda groups: torch.optim.AdamW(groups, lr=1.0, fused=True))
+    found = weights(run(SMALL, colours).model)
+    assert (found - expected).abs().max() < 1e-6
+    assert (found - weights(model_for(SMALL, colours.classes))).abs().max() > 1e-2
 
 
-def test_one_seed_gives_the_same_weights_to_the_bit_and_another_does_not() -> None:
-    pixels, targets = stripes()
-    trained = []
-    for seed in (1, 1, 2):
-        model = tiny(dropout=0.3)
-        torch.rand(seed)  # what the caller drew before has no part in it
-        fit(model, pixels, targets, epochs=2, batch_size=8, learning_rate=0.01, augment=jitter, seed=seed)
-        trained.append(weights(model))
-    assert torch.equal(trained[0], trained[1])
-    assert not torch.equal(trained[0], trained[2])
+def test_sgd_is_the_loop_one_would_write(colours: PictureSet) -> None:
+    recipe = replace(SMALL, optimizer="sgd", learning_rate=0.1)
+    expected = by_hand(recipe, colours, lambda groups: torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True))
+    assert (weights(run(recipe, colours).model) - expected).abs().max() < 1e-5
 
 
-def test_the_callers_random_numbers_and_pictures_are_left_alone() -> None:
-    pixels, targets = stripes()
-    before, state = pixels.clone(), torch.get_rng_state()
-    model = tiny(dropout=0.3)
-    torch.set_rng_state(state)
-    fit(model, pixels, targets, epochs=1, batch_size=8, learning_rate=0.01, augment=jitter)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(pixels, before)
+def test_a_batch_in_parts_is_a_batch(colours: PictureSet) -> None:
+    whole, parts = run(SMALL, colours), run(replace(SMALL, accumulate=3), colours)
+    assert (weights(whole.model) - weights(parts.model)).abs().max() < 1e-5
 
 
-def test_the_order_is_a_permutation_that_seed_and_epoch_alone_decide() -> None:
-    orders = {(seed, epoch): order_of(50, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)}
-    assert all(order.sort().values.equal(torch.arange(50)) for order in orders.values())
-    assert len({tuple(order.tolist()) for order in orders.values()}) == 9
-    assert order_of(50, seed=1, epoch=2).equal(orders[1, 2])
+def test_recomputed_blocks_give_the_same_bits(colours: PictureSet) -> None:
+    recipe = replace(SMALL, epochs=1, warmup_epochs=0, drop_path=0.4)
+    trained = run(replace(recipe, checkpointing=True), colours)
+    assert torch.equal(weights(run(recipe, colours).model), weights(trained.model))
+    assert "forward" not in vars(trained.model.blocks[0])
 
 
-def test_it_learns_what_can_be_separated() -> None:
-    pixels, targets = stripes()
-    model = tiny()
-    history = fit(model, pixels, targets, epochs=40, batch_size=8, learning_rate=0.05)
-    assert evaluate(model, pixels, targets) == 1.0
-    assert history.losses[-1] < 0.1 < history.losses[0]
-    assert not model.training
+def test_bfloat16_is_near_single_precision(colours: PictureSet) -> None:
+    losses: dict[str, list[float]] = {}
+    for precision in ("fp32", "bf16"):
+        seen: list[float] = []
+        run(replace(SMALL, precision=precision), colours, watch=lambda e, s=seen: s.append(e.loss))
+        losses[precision] = seen
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.03)
+    assert losses["bf16"] != losses["fp32"]
 
 
-def test_smoothing_keeps_the_loss_above_the_entropy_of_the_targets() -> None:
-    pixels, targets = stripes()
-    history = fit(tiny(), pixels, targets, epochs=60, batch_size=8, learning_rate=0.05, label_smoothing=0.2)
-    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert entropy < history.losses[-1] < entropy + 0.1
+def test_the_average_is_what_is_judged_and_kept(colours: PictureSet, tmp_path: Path) -> None:
+    trained = run(replace(SMALL, ema=0.9), colours, held_out=colours, out=tmp_path / "run")
+    plain = run(SMALL, colours)
+    assert (weights(trained.model) - weights(plain.model)).abs().max() > 1e-4
+    assert torch.equal(weights(load_model(tmp_path / "run/last")), weights(trained.model))
+    state = Checkpoints(tmp_path / "run").newest().state["learner"]  # type: ignore[union-attr]
+    kept = torch.cat([state["model"][name].double().flatten() for name in trained.model.state_dict()])
+    assert torch.equal(kept, weights(plain.model))
 
 
-def test_the_callback_sees_every_epoch_and_may_evaluate() -> None:
-    pixels, targets = stripes()
-    model, seen = tiny(), []
-
-    def look(epoch: Epoch) -> None:
-        seen.append((epoch, evaluate(model, pixels, targets)))
-
-    history = fit(model, pixels, targets, epochs=3, batch_size=16, learning_rate=0.01, on_epoch=look)
-    assert tuple(epoch for epoch, _ in seen) == history.epochs
-    assert [epoch.number for epoch in history.epochs] == [1, 2, 3]
-    assert history.epochs[0].learning_rate > history.epochs[2].learning_rate > 0
-    assert history.seconds == pytest.approx(sum(epoch.seconds for epoch in history.epochs))
+def test_what_is_frozen_stays(colours: PictureSet) -> None:
+    recipe = replace(SMALL, frozen_depth="body")
+    before, after = model_for(recipe, colours.classes).state_dict(), run(recipe, colours).model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
-def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step() -> None:
-    pixels, targets = stripes(8)
-    pixels[int(order_of(8, seed=0, epoch=1)[5])] = math.nan
-    model = tiny()
-    with pytest.raises(TrainingError, match=r"nan at step 3 of 8 \(epoch 1"):
-        fit(model, pixels, targets, epochs=2, batch_size=2, learning_rate=0.01)
-    assert weights(model).isfinite().all()
-    assert not model.training
+def test_lower_layers_move_less_by_the_decay(colours: PictureSet) -> None:
+    recipe = replace(
+        SMALL, optimizer="sgd", momentum=0.0, epochs=1 / 3, warmup_epochs=0, weight_decay=0.0, initialisation="xavier"
+    )
+    start = model_for(recipe, colours.classes).state_dict()
+    plain = run(recipe, colours).model.state_dict()
+    decayed = run(replace(recipe, layer_decay=0.5), colours).model.state_dict()
+    scales = {"head.weight": 1.0, "blocks.1.mlp.up.weight": 0.5, "blocks.0.mlp.up.weight": 0.25, "position_table": 0.125}
+    for name, scale in scales.items():
+        torch.testing.assert_close(decayed[name] - start[name], scale * (plain[name] - start[name]), rtol=2e-2, atol=1e-7)
 
 
-def test_accuracy_is_the_share_of_right_answers() -> None:
-    class Echo(nn.Module):
-        def forward(self, pixels: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(logits=pixels.flatten(1))
+def test_it_learns(colours: PictureSet, tmp_path: Path) -> None:
+    told: list[Step | Epoch] = []
+    trained = run(replace(SMALL, epochs=12), colours, held_out=colours, out=tmp_path / "run", watch=told.append)
+    assert trained.evaluation is not None
+    assert trained.evaluation.top1 == 1.0
+    assert not trained.model.training
+    steps = [event for event in told if isinstance(event, Step)]
+    epochs = [event for event in told if isinstance(event, Epoch)]
+    assert [step.step for step in steps] == list(range(1, 37))
+    assert [epoch.step for epoch in epochs] == list(range(3, 37, 3))
+    assert epochs[0].loss == pytest.approx(np.mean([step.loss for step in steps[:3]]))
+    rows = read(tmp_path / "run/journal.jsonl")
+    assert [row["loss"] for row in rows if row["event"] == "step"] == [step.loss for step in steps]
+    best = load_model(tmp_path / "run/best")
+    assert best.record.labels == ("green", "red", "violet")
 
-    pixels = torch.eye(4).reshape(4, 4, 1, 1)
-    for batch_size in (1, 3, 256):
-        assert evaluate(Echo(), pixels, torch.tensor([0, 1, 2, 0]), batch_size=batch_size) == 0.75
+
+def test_a_distilled_pupil_learns_the_teachers_mind(colours: PictureSet) -> None:
+    """The teacher is sure that everything is violet; a pupil taught by it alone comes to think so too."""
+    teacher = model_for(SMALL, colours.classes)
+    with torch.no_grad():
+        teacher.head.weight.zero_()  # type: ignore[union-attr, operator]
+        teacher.head.bias.copy_(torch.tensor([-9.0, -9.0, 9.0]))  # type: ignore[union-attr, operator]
+    recipe = replace(SMALL, epochs=30, teacher="t", objective=Objective(distillation="soft", distillation_weight=1.0))
+    prepared = teacher.record.preprocessing
+    assert prepared is not None
+    trained = run(recipe, colours, held_out=colours, teacher=Teacher(teacher, prepared, prepared))
+    assert trained.evaluation is not None
+    assert trained.evaluation.scores[:, 2].min() > 0.9
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"warmup": 1.0}, {"warmup": -0.1}])
-def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    options: dict[str, Any] = {"epochs": 1, "batch_size": 4, "learning_rate": 0.1} | wrong
-    with pytest.raises(UsageError, match=next(iter(wrong))):
-        fit(tiny(), *stripes(), **options)
+def test_the_callers_random_numbers_go_on(colours: PictureSet) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    run(replace(SMALL, epochs=1, drop_path=0.2), colours)
+    assert torch.equal(torch.rand(3), expected)
 
 
-def test_no_pictures_are_refused() -> None:
-    with pytest.raises(UsageError, match="0 pictures and 0 targets"):
-        fit(tiny(), torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.long), epochs=1, batch_size=1, learning_rate=0.1)
+# -- interrupted --------------------------------------------------------------------------------------------------------
+
+
+def killed_after(steps: int, recipe: Recipe, folder: Path, out: Path) -> None:
+    """The same training in a process of its own, which is killed when it has taken some steps."""
+
+    def watch(event: Step | Epoch) -> None:
+        if isinstance(event, Step) and event.step == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def train() -> None:
+        torch.set_num_threads(1)
+        run(recipe, read_pictures(folder), out=out, watch=watch)
+
+    child = multiprocessing.get_context("fork").Process(target=train)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_twenty_steps_are_seven_and_a_kill_and_the_rest(
+    workers: int, colours_folder: Path, colours: PictureSet, tmp_path: Path
+) -> None:
+    recipe = replace(EVERYTHING, workers=workers)
+    once = run(EVERYTHING, colours, held_out=colours, out=tmp_path / "once")
+    killed_after(7, recipe, colours_folder, tmp_path / "twice")
+    saved = Checkpoints(tmp_path / "twice").newest()
+    assert saved is not None
+    assert saved.step == 6
+    again = run(recipe, colours, held_out=colours, out=tmp_path / "twice")
+    assert once.steps == again.steps == 20
+    assert torch.equal(weights(once.model), weights(again.model))
+    for one, other in zip(journal_of(tmp_path / "once"), journal_of(tmp_path / "twice"), strict=True):
+        assert one == other
+    ends = [Checkpoints(tmp_path / name).newest().state["learner"] for name in ("once", "twice")]  # type: ignore[union-attr]
+    assert same(*ends)
+
+
+def journal_of(out: Path) -> list[dict[str, Any]]:
+    """What a journal says, times and interruptions left out."""
+    rows = (row for row in read(out / "journal.jsonl") if row["event"] not in ("start", "resume"))
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows if row["event"] == "step"]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_after_the_step_with_everything_saved(name: str, colours: PictureSet, tmp_path: Path) -> None:
+    def watch(event: Step | Epoch) -> None:
+        if isinstance(event, Step) and event.step == 5:
+            os.kill(os.getpid(), signal.Signals[name])
+
+    before = signal.getsignal(signal.Signals[name])
+    stopped = run(EVERYTHING, colours, out=tmp_path / "run", watch=watch)
+    assert (stopped.stopped, stopped.steps) == (name, 6)
+    assert signal.getsignal(signal.Signals[name]) is before
+    again = run(EVERYTHING, colours, out=tmp_path / "run")
+    assert (again.stopped, again.steps) == (None, 20)
+    assert torch.equal(weights(again.model), weights(run(EVERYTHING, colours).model))
+
+
+def test_a_finished_training_is_not_taken_further(colours: PictureSet, tmp_path: Path) -> None:
+    first = run(SMALL, colours, out=tmp_path / "run")
+    told: list[Any] = []
+    again = run(SMALL, colours, out=tmp_path / "run", watch=told.append)
+    assert not told
+    assert again.steps == first.steps
+    assert torch.equal(weights(again.model), weights(first.model))
+
+
+def test_another_training_is_refused(colours: PictureSet, colours_folder: Path, tmp_path: Path) -> None:
+    run(SMALL, colours, out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"learning_rate 0.003, now 0.5"):
+        run(replace(SMALL, learning_rate=0.5), colours, out=tmp_path / "run")
+    with pytest.raises(UsageError, match="other pictures"):
+        run(SMALL, colours.subset(np.arange(30)), out=tmp_path / "run")
+    run(replace(SMALL, workers=1, keep=5), colours, out=tmp_path / "run")
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_ends_it_and_names_the_step(colours: PictureSet, tmp_path: Path) -> None:
+    recipe = replace(SMALL, optimizer="sgd", learning_rate=900.0, momentum=0.99, save_every=1 / 3)
+    with pytest.raises(TrainingError, match=r"at step \d+ of 15 .*Lower the learning rate.*are from before"):
+        run(recipe, colours, out=tmp_path / "run")
+    saved = Checkpoints(tmp_path / "run").newest()
+    assert saved is not None
+    assert all(torch.isfinite(tensor).all() for tensor in saved.state["learner"]["model"].values())
+
+
+def broken(tmp_path: Path) -> PictureSet:
+    root = write_pictures(tmp_path / "broken")
+    (root / "red/004.png").write_bytes((root / "red/004.png").read_bytes()[:60])
+    return read_pictures(root)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_picture_is_named(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"red/004.png"):
+        run(replace(SMALL, workers=workers), broken(tmp_path))
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    pictures = read_pictures(write_pictures(tmp_path / "set"))
+    (tmp_path / "set/green/001.png").unlink()
+    with pytest.raises(PictureError, match=r"green/001.png"):
+        run(SMALL, pictures)
+
+
+def test_skipping_leaves_it_out_and_counts_it(tmp_path: Path) -> None:
+    told: list[Any] = []
+    recipe = replace(SMALL, bad_pictures="skip", epochs=2)
+    trained = run(recipe, broken(tmp_path), out=tmp_path / "run", watch=told.append)
+    assert trained.epochs[-1].skipped == 2  # once in each pass
+    rows = [row for row in read(tmp_path / "run/journal.jsonl") if row["event"] == "skipped"]
+    assert len(rows) == 2
+    assert all("red/004.png" in row["reason"] for row in rows)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    colours: PictureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = Checkpoints.save
+
+    def full(self: Checkpoints, step: int, *rest: Any, **named: Any) -> Any:
+        if step > 6:
+            raise OSError(28, "No space left on device", str(self.folder))
+        return saved(self, step, *rest, **named)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(SMALL, colours, out=tmp_path / "run")
+    newest = Checkpoints(tmp_path / "run").newest()
+    assert newest is not None
+    assert newest.step == 6
+
+
+def test_a_folder_that_cannot_be_written_to(colours: PictureSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file; a training needs a folder"):
+        run(SMALL, colours, out=tmp_path / "file")
+
+
+# -- several processes --------------------------------------------------------------------------------------------------
+
+
+SCRIPT = """
+import sys, json
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.training.test_loop import EVERYTHING, run
+from dataclasses import replace
+from vitral.data.splits import read_pictures
+recipe = replace(EVERYTHING, drop_path=0.0, epochs=10 * 8 / 36, workers=0)
+pictures = read_pictures(sys.argv[1])
+run(recipe, pictures, held_out=pictures, out=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("accelerate") is None and not (Path(sys.executable).parent / "accelerate").exists(), reason="accelerate"
+)
+def test_two_processes_train_as_one(colours_folder: Path, colours: PictureSet, tmp_path: Path, root: Path) -> None:
+    recipe = replace(EVERYTHING, drop_path=0.0, epochs=10 * 8 / 36)
+    alone = run(recipe, colours, held_out=colours, out=tmp_path / "one")
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0",
+         str(script), str(colours_folder), str(tmp_path / "two")],
+        check=True, cwd=root, timeout=120, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )  # fmt: skip
+    one, two = journal_of(tmp_path / "one"), journal_of(tmp_path / "two")
+    assert [row["step"] for row in two] == list(range(1, 11))
+    for name in ("loss", "norm", "learning_rate"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
+    difference = (weights(load_model(tmp_path / "two/last")) - weights(alone.model)).abs().max()
+    assert difference < 1e-4
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(colours: PictureSet) -> None:
+    with pytest.raises(UsageError, match="cannot be shared out evenly, in pairs, over 1 processes of 5 parts"):
+        run(replace(SMALL, accumulate=5), colours)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +12,19 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vitral import __version__
 from vitral.base import page
+from vitral.base.disk import staging
 from vitral.checkpoints.save import save_model
+from vitral.cli.train import Watched
 from vitral.data.digits import Digits, read_digits
 from vitral.errors import UsageError
 from vitral.explanation.report import explanation_page
 from vitral.pipelines.pipeline import pipeline
 from vitral.pipelines.predictor import load
-from vitral.recipes.digits import Trained, digits
-from vitral.training.loop import Epoch
+from vitral.recipes import catalogue as training
+from vitral.training.loop import Trained
 
 __all__ = ["demo"]
 
@@ -57,27 +53,28 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
     torch.set_num_threads(threads)
     console = Console(highlight=False)
     train, held_out = read_digits()
-    with _staging(out) as staging:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder.")
+    with staging(out) as room:
         console.print(f"A vision transformer learns to read from {len(train):,} handwritten digits.")
-        watched = _Watched(console)
-        with watched.progress:
-            trained = digits(quick=quick, seed=seed, on_epoch=watched)
-        save_model(trained.model, staging / "checkpoint")
-        _write_digits(held_out, staging / "digits")
+        with Watched(console) as watched:
+            trained = training.train("digits", recipe="digits", quick=quick, seed=seed, watch=watched, device="cpu")
+        save_model(trained.model, room / "checkpoint")
+        _write_digits(held_out, room / "digits")
 
-        classify = pipeline("image-classification", model=staging / "checkpoint", top_k=1, batch_size=64)
+        classify = pipeline("image-classification", model=room / "checkpoint", top_k=1, batch_size=64)
         answers = [answer[0] for answer in classify(list(held_out.pictures))]
         said = np.array([int(answer["label"]) for answer in answers])
         right = int((said == held_out.labels).sum())
         told = _page(out, trained, (train, held_out), said, [answer["score"] for answer in answers])
-        (staging / "index.html").write_text(told, encoding="utf-8")
-        inside = explanation_page(load(staging / "checkpoint"), staging / "digits" / _LOOKED_INTO, top_k=3)
-        (staging / "inside.html").write_text(inside, encoding="utf-8")
-        _move_in(staging, out)
+        (room / "index.html").write_text(told, encoding="utf-8")
+        inside = explanation_page(load(room / "checkpoint"), room / "digits" / _LOOKED_INTO, top_k=3)
+        (room / "inside.html").write_text(inside, encoding="utf-8")
+        _move_in(room, out)
 
     console.print(
         f"[bold]{right / len(held_out):.1%}[/] of the {len(held_out)} digits held out are read rightly, after "
-        f"{trained.history.seconds:.0f} seconds of training.\n",
+        f"{trained.seconds:.0f} seconds of training.\n",
         soft_wrap=True,
     )
     left = {"page": "index.html", "look inside": "inside.html", "checkpoint": "checkpoint", "digits": "digits"}
@@ -86,52 +83,9 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
     console.print(f"\nNext: {_next_command(out)}", markup=False, soft_wrap=True)
 
 
-@dataclass
-class _Watched:
-    """The progress of a training, on the screen.
-
-    Attributes:
-        console: where to.
-    """
-
-    console: Console
-
-    def __post_init__(self) -> None:
-        self.progress = Progress(
-            BarColumn(28),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.bar = self.progress.add_task("starting", total=None)
-
-    def __call__(self, epoch: Epoch) -> None:
-        line = f"epoch {epoch.number:>2}/{epoch.epochs}  loss {epoch.loss:.3f}  held out {epoch.held_out or 0:.1%}"
-        self.progress.update(self.bar, description=line, completed=epoch.number, total=epoch.epochs)
-        if self.progress.disable and (epoch.number % 10 == 0 or epoch.number == epoch.epochs):
-            self.console.print(line)
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A hidden folder inside `out` that is gone afterwards, and `out` with it if it was made for this and stayed empty."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder.")
-    made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".vitral-", dir=out))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if made and not any(out.iterdir()):
-            out.rmdir()
-
-
-def _move_in(staging: Path, out: Path) -> None:
-    for file in sorted(path for path in staging.rglob("*") if path.is_file()):
-        target = out / file.relative_to(staging)
+def _move_in(room: Path, out: Path) -> None:
+    for file in sorted(path for path in room.rglob("*") if path.is_file()):
+        target = out / file.relative_to(room)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)  # noqa: PTH105 - atomic within a file system
 
@@ -162,10 +116,19 @@ def _page(
     counts = np.zeros((10, 10), dtype=np.int64)
     np.add.at(counts, (held_out.labels, said), 1)
     tiles = [_tile(held_out, place, int(said[place]), scores[place]) for place in range(len(held_out))]
-    accuracies = [epoch.held_out or 0.0 for epoch in trained.history.epochs]
+    passed = [epoch.epoch for epoch in trained.epochs]
+    accuracies = [epoch.held_out["top1"] for epoch in trained.epochs if epoch.held_out is not None]
+    losses = [epoch.loss for epoch in trained.epochs]
     charts = [
-        page.line_chart("Held-out accuracy", accuracies, low=0.0, high=1.0, form=".1%"),
-        page.line_chart("Training loss", trained.history.losses, low=0.0, high=max(trained.history.losses)),
+        page.chart(
+            "Held-out accuracy",
+            [page.Series(name="", x=passed, y=accuracies)],
+            across="epoch",
+            low=0.0,
+            high=1.0,
+            form=".1%",
+        ),
+        page.chart("Training loss", [page.Series(name="", x=passed, y=losses)], across="epoch", low=0.0),
     ]
     return page.document(
         f"{1 - len(mistakes) / len(held_out):.1%} of unseen digits, read by a small transformer",
@@ -190,7 +153,7 @@ def _page(
         ),
         page.section("The model", page.facts(_facts(trained, len(train)))),
         page.section("How to go on", *_advice(out)),
-        lead=f"Trained in {trained.history.seconds:.0f} seconds on {len(train):,} handwritten digits, saved, loaded again, "
+        lead=f"Trained in {trained.seconds:.0f} seconds on {len(train):,} handwritten digits, saved, loaded again, "
         f"and asked about {len(held_out)} others.",
         foot="The digits: Alpaydin and Kaynak 1998, UCI repository, from scikit-learn. This page fetches nothing.",
     )
@@ -219,7 +182,7 @@ def _facts(trained: Trained, pictures: int) -> list[tuple[str, str]]:
         ("Blocks", f"{config.depth}, each with {config.heads} attention heads and a network of {config.mlp_width} channels"),
         (
             "Training",
-            f"{len(trained.history.epochs)} passes over {pictures:,} pictures, {trained.history.seconds:.1f} seconds",
+            f"{round(trained.epochs[-1].epoch)} passes over {pictures:,} pictures, {trained.seconds:.1f} seconds",
         ),
         ("Software", f"Vitral {__version__}, PyTorch {torch.__version__}, {_counted(torch.get_num_threads(), 'thread')}"),
     ]

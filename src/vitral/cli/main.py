@@ -21,7 +21,21 @@ from typer.core import TyperGroup
 from vitral import __version__
 from vitral.errors import UsageError, VitralError
 
-__all__ = ["app", "demo", "explain", "models", "predict", "run", "start"]
+__all__ = [
+    "app",
+    "check_data",
+    "data",
+    "demo",
+    "evaluate",
+    "explain",
+    "models",
+    "predict",
+    "probe",
+    "recipes",
+    "run",
+    "start",
+    "train",
+]
 
 _BROKEN_PIPE = 141  # what a shell reports for a program that a closed pipe ended: 128 + SIGPIPE
 
@@ -105,6 +119,7 @@ def start(
     vitral demo                                     train one in a minute, no network
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
     vitral explain photo.jpg --model facebook/deit-tiny-patch16-224
+    vitral train photos/ --model facebook/deit-tiny-patch16-224 --held-out 0.1
     vitral models                                   what there is to build
     """
 
@@ -113,8 +128,11 @@ def start(
 def predict(
     files: Annotated[list[str], typer.Argument(metavar="FILES", help="Pictures: files, folders, patterns or addresses.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
-    ],
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name); else the one in the box."
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show, best first.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per picture to stdout.")] = False,
     out: Annotated[
@@ -136,6 +154,7 @@ def predict(
     """Say what pictures show.
 
     \b
+    vitral predict photo.jpg                        by the model in the box: ten classes, no network
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
     vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
     vitral predict holiday/ --model checkpoint/ --json | jq '.classes[0].label'
@@ -219,6 +238,206 @@ def explain(
         device=_device(device),
         architecture=architecture,
     )
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Pictures: a folder with a folder per class, an archive, a manifest, or digits."
+        ),
+    ],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[--OPTION VALUE]...", help="Any option of the recipe.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A checkpoint to fine-tune, or a network's name to train from nothing."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Which recipe (see `vitral recipes`).")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all that is written; what is there goes on.")] = Path(
+        "run"
+    ),
+    held_out: Annotated[
+        str | None, typer.Option(help="What to judge by: a path, or a share such as 0.1; by default the split DATA has.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form, to see the whole way.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard as well.")] = False,
+) -> None:
+    """Train a classifier on a folder of pictures.
+
+    \b
+    vitral train photos/ --model facebook/deit-tiny-patch16-224 --held-out 0.1
+    vitral train photos/ --model cct_7_7x2_224 --epochs 50 --learning-rate 1e-3
+    vitral train cifar10/ --recipe cifar10_cct --out cifar
+    accelerate launch -m vitral train imagenet/ --recipe deit_s
+
+    Any option of a recipe can be given as --name value (`vitral recipes NAME`
+    shows them). An interrupted training goes on when the command is given again.
+    """
+    from vitral.cli.train import train as start_training
+
+    raise typer.Exit(
+        start_training(
+            data,
+            recipe,
+            model,
+            out,
+            held_out=held_out,
+            quick=quick,
+            device=_device(device),
+            threads=threads,
+            tensorboard=tensorboard,
+            extra=options or [],
+        )
+    )
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Pictures: a folder with one per class, an archive, a manifest, or digits."),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
+    ],
+    split: Annotated[str | None, typer.Option(help="train, val or test, where DATA has several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for evaluation.html, evaluation.json and predictions.csv.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (autocast); float32.")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = 0,
+    bad_pictures: Annotated[
+        str, typer.Option(help="Pictures that cannot be read: refuse, or skip (and name them).")
+    ] = "refuse",
+    architecture: Annotated[
+        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Decode large JPEGs whole: slower, and equal to the peers to the last bit.")
+    ] = False,
+) -> None:
+    """Say how good a classifier is on labelled pictures.
+
+    \b
+    vitral evaluate photos/ --model facebook/deit-tiny-patch16-224 --split val
+    vitral evaluate photos/ --model checkpoint/ --out answers
+    vitral evaluate digits --model demo/checkpoint --split test --json | jq .top1
+
+    Tells top-1 and top-5 with their intervals, how well calibrated it is, every
+    class, and the commonest mistakes; --out leaves a page of it.
+    """
+    from vitral.cli.evaluate import evaluate as judge
+
+    judge(
+        data,
+        model,
+        split=split,
+        batch_size=batch_size,
+        device=_device(device),
+        dtype=dtype,
+        workers=num_workers,
+        bad_pictures=bad_pictures,
+        decoding="exact" if exact else "fast",
+        architecture=architecture,
+        as_json=as_json,
+        out=out,
+    )
+
+
+@app.command()
+def probe(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled pictures: a folder, an archive or a manifest.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
+    ],
+    feature: Annotated[
+        str, typer.Option(help="Which vector: pooled, class_token, mean_patches or class_and_mean.")
+    ] = "pooled",
+    neighbours: Annotated[bool, typer.Option("--knn", help="Ask the nearest training pictures as well.")] = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many of them.")] = 20,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps the features for another time.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the model with the probe as its classifier.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
+    ] = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
+) -> None:
+    """Say how good a frozen model's features are for pictures of yours.
+
+    \b
+    vitral probe photos/ --model facebook/dinov2-small --knn
+    vitral probe photos.tar --model checkpoint/ --cache features --out fitted
+
+    Fits a linear classifier to one vector per picture; nothing of the network is
+    trained. Judged by the split test, else val, else a fifth of each class.
+    """
+    from vitral.cli.probe import probe as ask
+
+    ask(
+        data,
+        model,
+        feature=feature,
+        neighbours=neighbours,
+        k=k,
+        cache=cache,
+        batch_size=batch_size,
+        device=_device(device),
+        workers=num_workers,
+        architecture=architecture,
+        as_json=as_json,
+        out=out,
+    )
+
+
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at labelled pictures before training on them.")
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def check_data(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help='A folder, a tar archive, a manifest (CSV, JSONL) or "digits".')
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Threads that read; one per processor, up to 8.")] = None,
+) -> None:
+    """Read every picture once and say what is wrong.
+
+    \b
+    vitral data check photos/                       photos/<class>/*.jpg, or photos/train/<class>/*.jpg
+    vitral data check photos.tar.gz --json | jq .leaks
+    vitral data check labels.csv                    columns file,label and perhaps split
+
+    Finds what cannot be read, odd sizes, classes without pictures, and pictures
+    that are there twice: in two splits, or under two labels.
+    Ends with code 1 if a picture cannot be read.
+    """
+    from vitral.cli.data import check_data as look
+
+    raise typer.Exit(1 if look(path, as_json=as_json, workers=num_workers) else 0)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one with all its options.")] = None,
+) -> None:
+    """List the recipes for training, or tell one's story."""
+    from vitral.cli.train import list_recipes
+
+    list_recipes(name)
 
 
 @app.command()

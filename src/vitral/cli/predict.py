@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vitral.checkpoints.box import BOXED
 from vitral.cli.folder import ResultFolder, check_folder
 from vitral.cli.show import Screen
 from vitral.errors import PictureError, UsageError
@@ -18,7 +19,7 @@ __all__ = ["predict"]
 
 def predict(
     files: Sequence[str],
-    model: str,
+    model: str | None,
     *,
     top_k: int,
     as_json: bool,
@@ -31,7 +32,7 @@ def predict(
 
     Args:
         files: paths, folders, patterns, addresses.
-        model: a checkpoint; see `checkpoints.load.load_model`.
+        model: a checkpoint; see `checkpoints.load.load_model`. None for the one in the box.
         top_k: how many classes of each picture to show and keep.
         as_json: whether stdout receives JSON lines.
         out: a folder for drawings or features and the list of predictions; None for none.
@@ -46,7 +47,7 @@ def predict(
     readable = [picture for picture in pictures if not isinstance(picture, Failure)]
     if out is not None:
         check_folder(out, readable)
-    predictor = load(model, **loading)
+    predictor = load(BOXED if model is None else model, **loading)
     classifies = predictor.task == "image-classification"
     options: dict[str, Any] = {"top_k": top_k} if classifies else {}
     results = predictor.stream(
@@ -59,6 +60,8 @@ def predict(
     failed = 0
     with ExitStack() as stack:
         screen = stack.enter_context(Screen(len(pictures), as_json=as_json, labels=_labels(predictor)))
+        if model is None:
+            screen.say(f"Asked the model in the box, which knows {', '.join(predictor.record.labels)}. For others: --model.")
         folder = stack.enter_context(ResultFolder(out)) if out is not None else None
         for picture in pictures:
             result = picture if isinstance(picture, Failure) else next(results)

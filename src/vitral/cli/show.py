@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from vitral.pipelines.predictor import Failure
-from vitral.tasks.classification import Classification
+from vitral.tasks.classification.result import Classification
 from vitral.tasks.features import Features
 
-__all__ = ["Screen", "json_line", "plain"]
+__all__ = ["Screen", "json_line", "picture_bar", "plain"]
 
 _WIDEST = 100
 _BAR = 22
@@ -136,3 +136,18 @@ _LINES: dict[type, Callable[[Screen, Any], Iterator[Text]]] = {
     Classification: Screen.bars,
     Features: Screen.features,
 }
+
+
+def picture_bar(console: Console) -> Progress:
+    """A bar that counts pictures, where there is a terminal to draw it on."""
+    return Progress(
+        TextColumn("{task.percentage:>3.0f}%"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    )

@@ -1,196 +1,338 @@
-"""Training in one visible function, for sets of pictures that fit in memory.
+"""Training in one visible function.
 
 ```
-for each epoch:                        the order of the samples is a function of (seed, epoch)
-    for each batch:                    the learning rate is a function of the step
-        augment → model → loss → gradients → AdamW
+for each step:                            the learning rate is a function of the step
+    for each piece of its batch:          what stands in it is a function of (seed, position)
+        augment → model → loss → gradients
+    clip → optimiser → moving average
+    every so often:                       a look at the pictures held out, the best weights, a checkpoint
 ```
+
+All that a training knows is its step and the tensors of its checkpoint, so one that was killed goes on as though nothing
+had happened, to the bit on one machine.
 """
 
 from __future__ import annotations
 
+import datetime
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
+from vitral.data.augment.chain import TrainingInput
+from vitral.data.loader import Share, batches
+from vitral.data.pictures import PictureSet
 from vitral.errors import TrainingError, UsageError
-from vitral.training.optim import parameter_groups
-from vitral.training.schedule import warmup_cosine
+from vitral.models.network import Network
+from vitral.models.record import Training
+from vitral.training.evaluate import Evaluation, evaluate
+from vitral.training.keeper import Keeper
+from vitral.training.learner import Learner
+from vitral.training.memory import recomputed
+from vitral.training.optim import training_mode
+from vitral.training.plan import Plan, seed_of
+from vitral.training.processes import Processes
+from vitral.training.recipe import Recipe
+from vitral.training.schedule import Schedule
+from vitral.training.start import Teacher
+from vitral.training.stopping import listening
 
-__all__ = ["Augment", "Epoch", "History", "evaluate", "fit", "order_of"]
+__all__ = ["Epoch", "Step", "Trained", "fit"]
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""From a batch (b, c, y, x) and the generator to draw from to a new batch of the same shape."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of the optimiser.
+
+    Attributes:
+        step: which one, from 1.
+        steps: how many there will be.
+        epoch: how often as many pictures were seen as there are.
+        loss: the mean over the batch.
+        learning_rate: the rate it was taken with.
+        norm: of the whole gradient, before clipping.
+        seconds: spent in training so far, also before an interruption; evaluating and saving are not counted.
+        pictures_per_second: of this step.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    norm: float
+    seconds: float
+    pictures_per_second: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One pass over the pictures.
+    """A stretch of training between two looks at the pictures held out.
 
     Attributes:
-        number: which one, from 1.
-        epochs: how many there will be.
-        loss: the training loss, averaged over the samples as they were seen.
-        learning_rate: the learning rate of its last step.
-        seconds: how long it took.
-        held_out: the accuracy on pictures not trained on, in [0, 1], where there are any.
+        epoch: how often as many pictures were seen as there are.
+        step: its last step.
+        loss: the training loss, averaged over the stretch.
+        seconds: spent in training so far.
+        skipped: pictures left out so far because they could not be read, counted as often as that happened.
+        held_out: what the pictures held out say ("top1", "top5", "loss"), where there are any.
+        best: whether no look before was better.
     """
 
-    number: int
-    epochs: int
+    epoch: float
+    step: int
     loss: float
-    learning_rate: float
     seconds: float
-    held_out: float | None = None
+    skipped: int
+    held_out: dict[str, float] | None
+    best: bool
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What happened in a training, epoch by epoch."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """What a training ends with.
 
+    Attributes:
+        model: the network of the last step, in evaluation mode; its weights are the averaged ones, if the recipe averages.
+        steps: taken in all.
+        seconds: spent in training in all.
+        epochs: the stretches of this run, without those before an interruption.
+        evaluation: of the last step, where pictures were held out.
+        stopped: the signal that ended it early, or None.
+    """
+
+    model: Network
+    steps: int
+    seconds: float
     epochs: tuple[Epoch, ...]
+    evaluation: Evaluation | None
+    stopped: str | None
 
-    @property
-    def losses(self) -> tuple[float, ...]:
-        """The mean training loss of each epoch."""
-        return tuple(epoch.loss for epoch in self.epochs)
 
-    @property
-    def seconds(self) -> float:
-        """How long the training took."""
-        return sum(epoch.seconds for epoch in self.epochs)
+@dataclass(kw_only=True)
+class _Tally:
+    """What is added up along the way, and saved with the weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    loss: float = 0.0  # summed over the steps since the last look
+    steps: int = 0  # since the last look
+    best: float = -math.inf
+
+    def add(self, loss: float, seconds: float, skipped: int) -> None:
+        """One step more."""
+        self.step, self.seconds, self.skipped = self.step + 1, self.seconds + seconds, self.skipped + skipped
+        self.loss, self.steps = self.loss + loss, self.steps + 1
 
 
 def fit(
-    model: nn.Module,
-    pixels: Float[Tensor, "n c y x"],
-    targets: Int[Tensor, " n"],
+    model: Network,
+    pictures: PictureSet,
+    recipe: Recipe,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float = 0.05,
-    warmup: float = 0.1,
-    label_smoothing: float = 0.0,
-    augment: Augment | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    held_out: tuple[Tensor, Tensor] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> History:
-    """Train a classifier in place, with AdamW, warm-up and a cosine.
+    held_out: PictureSet | None = None,
+    teacher: Teacher | None = None,
+    out: Path | None = None,
+    device: str | int | torch.device | None = None,
+    watch: Callable[[Step | Epoch], None] | None = None,
+) -> Trained:
+    """Train a classifier in place.
 
-    The same model, data and seed give the same weights to the bit on one machine: every random choice, the model's own
-    dropout included, is drawn from (seed, epoch). The caller's random state is left as it was.
+    The same model, pictures and recipe give the same weights to the bit on one machine, in one go or with interruptions,
+    whatever the number of workers. Several processes give the same up to the order of sums, unless the model itself draws
+    random numbers (dropout, stochastic depth), which each process does for its own part.
 
     Args:
-        model: called as `model(pixels)`; the result's `.logits` are (b, classes). Left on `device`, in eval mode.
-        pixels: the pictures, as the model takes them (normalised).
-        targets: the class of each picture, from 0.
-        epochs: how often every picture is seen.
-        batch_size: pictures to a step; the last step of an epoch takes what is left.
-        learning_rate: the peak, reached at the end of the warm-up.
-        weight_decay: AdamW's decay, on matrices only (see `parameter_groups`).
-        warmup: the share of all steps over which the learning rate rises, in [0, 1).
-        label_smoothing: how much of each target is spread evenly over the classes, in [0, 1).
-        augment: changes each batch before the model sees it.
-        seed: fixes the order of the pictures, the augmentation and the model's own randomness.
-        device: where to train.
-        held_out: pictures and classes to be measured on after each epoch; nothing is chosen by them.
-        on_epoch: called after each epoch.
+        model: as `training.start.model_for` makes it: its head is for the classes of the pictures, and its record says how
+            they are prepared.
+        pictures: to train on.
+        recipe: every choice.
+        held_out: to be measured on; the best weights are chosen by them.
+        teacher: what distillation learns from.
+        out: folder for the journal, the checkpoints, the best and the last model; a training that is there goes on. None:
+            nothing is written.
+        device: where to compute, where there is one process.
+        watch: told every step and every look at the pictures held out.
 
     Raises:
-        UsageError: an option or the data make no sense.
-        TrainingError: the loss is not a finite number; the weights are those before the step that failed.
+        UsageError: the recipe does not fit the pictures, or `out` holds another training.
+        PictureError: a picture cannot be read, and the recipe refuses that.
+        TrainingError: the loss or the gradient is not finite; the newest checkpoint is from before.
+        OSError: a checkpoint cannot be written; those before it are whole.
     """
-    _check(pixels, targets, epochs=epochs, batch_size=batch_size, warmup=warmup)
-    device = torch.device(device)
-    model.to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, fused=True)
-    steps = epochs * math.ceil(len(pixels) / batch_size)
-    warmup_steps = round(warmup * steps)
-    step, history = 0, []
+    processes = Processes(device)
+    share = Share(batch_size=recipe.batch_size, rank=processes.rank, processes=processes.count, pieces=recipe.accumulate)
+    plan = Plan.of(recipe, len(pictures))
+    rate_at = Schedule(kind=recipe.schedule, steps=plan.steps, warmup_steps=plan.warmup_steps, floor=recipe.final_rate)
+    prepare = _prepared(model, recipe)
+    learner = Learner.of(model.to(processes.device), recipe)
+    keeper = Keeper(out, recipe, pictures, writes=processes.is_first)
+    tally, asked = _Tally(), 0.0
+    epochs: list[Epoch] = []
+    evaluation: Evaluation | None = None
+    if teacher is not None:
+        teacher.to(processes.device)
+    if (saved := keeper.newest()) is not None:
+        learner.load_state_dict(saved.state["learner"])
+        tally = _Tally(**saved.state["tally"])
 
-    for number in range(1, epochs + 1):
-        started, total = time.perf_counter(), 0.0
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(_mixed(seed, number, 1))
-            generator = torch.Generator().manual_seed(_mixed(seed, number, 2))
-            model.train()
-            for batch in order_of(len(pixels), seed=seed, epoch=number).split(batch_size):
-                rate = learning_rate * warmup_cosine(step, steps=steps, warmup_steps=warmup_steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-
-                seen = pixels[batch] if augment is None else augment(pixels[batch], generator)
-                logits = model(seen.to(device)).logits
-                loss = F.cross_entropy(logits, targets[batch].to(device), label_smoothing=label_smoothing)
-                if not math.isfinite(loss.item()):
-                    model.eval()
-                    raise TrainingError(
-                        f"The loss became {loss.item()} at step {step + 1} of {steps} (epoch {number}, learning rate "
-                        f"{rate:.2g}). Lower the learning rate, lengthen the warm-up, or look for pixels that are not "
-                        "finite numbers."
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                step, total = step + 1, total + loss.item() * len(batch)
-
-        model.eval()
-        seconds = time.perf_counter() - started
-        accuracy = None if held_out is None else evaluate(model, *held_out, device=device)
-        mean_loss = total / len(pixels)
-        history.append(
-            Epoch(number=number, epochs=epochs, loss=mean_loss, learning_rate=rate, seconds=seconds, held_out=accuracy)
+    with ExitStack() as stack:
+        stop = stack.enter_context(listening())
+        stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
+        if recipe.checkpointing:
+            stack.enter_context(recomputed(model.blocks))
+        if recipe.compile:
+            model.compile()
+        network = processes.wrapped(model)
+        training_mode(model)
+        autocast = torch.autocast(processes.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+        coming = batches(
+            pictures,
+            prepare,
+            share,
+            seed=recipe.seed,
+            steps=range(tally.step, plan.steps),
+            workers=_workers(recipe, processes),
+            bad_pictures=recipe.bad_pictures,
+            pin_memory=processes.device.type == "cuda",
         )
-        if on_epoch is not None:
-            on_epoch(history[-1])
-    return History(tuple(history))
+        clock = time.perf_counter()
+        for pieces in coming:
+            rate = recipe.learning_rate * rate_at(tally.step)
+            total = torch.zeros((), device=processes.device)
+            for number, batch in enumerate(pieces):
+                torch.manual_seed(seed_of(recipe.seed, tally.step, number, processes.rank, 1))
+                pixels = batch.pixels.to(processes.device, non_blocking=True)
+                targets = batch.targets.to(processes.device, non_blocking=True)
+                last = number == len(pieces) - 1
+                with nullcontext() if last else processes.apart(network):
+                    with autocast:
+                        output = network(pixels)
+                        taught = teacher(pixels) if teacher is not None else None
+                    part = recipe.objective(output, targets, taught).sum() / recipe.batch_size
+                    (part * processes.count).backward()  # several processes average what they find
+                total += part.detach()
+            norm = learner.gradient_norm()
+            left_out = [sentence for batch in pieces for sentence in batch.skipped]
+            loss, skipped, asked = processes.sums(total, len(left_out), stop.asked is not None)  # all stop together
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise _not_finite(tally.step + 1, plan, loss, norm, rate, out)
+            learner.step(rate)
+
+            seconds = time.perf_counter() - clock
+            tally.add(loss, seconds, int(skipped))
+            step = Step(
+                step=tally.step,
+                steps=plan.steps,
+                epoch=plan.epoch(tally.step),
+                loss=loss,
+                learning_rate=rate,
+                norm=norm,
+                seconds=tally.seconds,
+                pictures_per_second=recipe.batch_size / seconds,
+            )
+            if plan.notes(tally.step):
+                keeper.note("step", **asdict(step))
+            for sentence in left_out:
+                keeper.note("skipped", step=tally.step, reason=sentence)
+            if watch is not None:
+                watch(step)
+
+            if plan.evaluates(tally.step):
+                with learner.judged():
+                    evaluation = _looked(model, held_out, recipe, processes)
+                    epochs.append(_closed(plan, tally, evaluation))
+                    model.record = replace(model.record, training=_told(recipe, pictures, plan, tally, evaluation))
+                    if epochs[-1].best:
+                        keeper.keep_best(model, tally.best, tally.step)
+                keeper.note("epoch", **asdict(epochs[-1]))
+                if watch is not None:
+                    watch(epochs[-1])
+            if plan.saves(tally.step) or asked:
+                keeper.save(tally.step, {"learner": learner.state_dict(), "tally": asdict(tally)})
+            if asked:
+                break
+            clock = time.perf_counter()
+
+    learner.settle()
+    finished = tally.step == plan.steps
+    if finished:
+        keeper.keep_last(model)
+    processes.wait()
+    return Trained(
+        model=model,
+        steps=tally.step,
+        seconds=tally.seconds,
+        epochs=tuple(epochs),
+        evaluation=evaluation,
+        stopped=None if finished else stop.asked or "a signal to another process",
+    )
 
 
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    pixels: Float[Tensor, "n c y x"],
-    targets: Int[Tensor, " n"],
-    *,
-    batch_size: int = 256,
-    device: str | torch.device = "cpu",
-) -> float:
-    """The share of pictures whose likeliest class is the right one, in [0, 1]. The model is left in eval mode."""
-    _check(pixels, targets, batch_size=batch_size)
-    model.to(device).eval()
-    right = 0
-    for seen, wanted in zip(pixels.split(batch_size), targets.split(batch_size), strict=True):
-        right += int((model(seen.to(device)).logits.argmax(-1).cpu() == wanted.cpu()).sum())
-    return right / len(pixels)
+def _prepared(model: Network, recipe: Recipe) -> TrainingInput:
+    if model.record.preprocessing is None:
+        raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
+    return TrainingInput(recipe.augment, model.record.preprocessing, model.config.image_size)
 
 
-def order_of(count: int, *, seed: int, epoch: int) -> Int[Tensor, " n"]:
-    """The order in which an epoch visits `count` samples: a permutation of their indices, a pure function."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(_mixed(seed, epoch, 0)))
+def _workers(recipe: Recipe, processes: Processes) -> int:
+    """As many as asked for; else the processors that computing leaves over, shared by all processes."""
+    if recipe.workers is not None:
+        return recipe.workers
+    return min(8, max(0, (os.cpu_count() or 1) // processes.count - 1))
 
 
-def _mixed(*parts: int) -> int:
-    """One seed from several numbers, each choice of numbers a stream of its own (numpy's SeedSequence hashes them)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+def _looked(model: Network, held_out: PictureSet | None, recipe: Recipe, processes: Processes) -> Evaluation | None:
+    """What the first process finds in the pictures held out; the others wait for it."""
+    if held_out is None or not processes.is_first:
+        return None
+    return evaluate(model, held_out, batch_size=recipe.batch_size, device=processes.device, bad_pictures=recipe.bad_pictures)
 
 
-def _check(pixels: Tensor, targets: Tensor, *, epochs: int = 1, batch_size: int = 1, warmup: float = 0.0) -> None:
-    """Refuse what could only fail later, or silently do nothing."""
-    if len(pixels) == 0 or len(pixels) != len(targets):
-        raise UsageError(
-            f"There are {len(pixels)} pictures and {len(targets)} targets; give one target to each of the pictures."
-        )
-    if epochs < 1 or batch_size < 1:
-        raise UsageError(f"Got {epochs=} and {batch_size=}; both count something and must be 1 or more.")
-    if not 0 <= warmup < 1:
-        raise UsageError(f"Got {warmup=}, which is the share of the steps that rise; give a number in [0, 1).")
+def _closed(plan: Plan, tally: _Tally, evaluation: Evaluation | None) -> Epoch:
+    """The end of a stretch; what was added up begins anew."""
+    mean = tally.loss / tally.steps
+    found = None if evaluation is None else {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.nll}
+    value = -mean if found is None else found["top1"]
+    best = value >= tally.best
+    tally.loss, tally.steps, tally.best = 0.0, 0, max(value, tally.best)
+    return Epoch(
+        epoch=plan.epoch(tally.step),
+        step=tally.step,
+        loss=mean,
+        seconds=tally.seconds,
+        skipped=tally.skipped,
+        held_out=found,
+        best=best,
+    )
+
+
+def _told(recipe: Recipe, pictures: PictureSet, plan: Plan, tally: _Tally, evaluation: Evaluation | None) -> Training:
+    """What the record says of the weights as they are."""
+    return Training(
+        data=pictures.name,
+        pictures=len(pictures),
+        recipe=recipe.name,
+        steps=tally.step,
+        epochs=plan.epoch(tally.step),
+        date=datetime.date.today().isoformat(),
+        judged_by=None if evaluation is None else evaluation.data,
+        judged=0 if evaluation is None else len(evaluation),
+        top1=None if evaluation is None else evaluation.top1,
+    )
+
+
+def _not_finite(step: int, plan: Plan, loss: float, norm: float, rate: float, out: Path | None) -> TrainingError:
+    what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient's norm became {norm}"
+    saved = f" The checkpoints in {out} are from before." if out is not None else ""
+    return TrainingError(
+        f"The {what} at step {step} of {plan.steps} (learning rate {rate:.2g}). Lower the learning rate, lengthen the "
+        f"warm-up, clip the gradient, or look for pictures whose pixels are not finite numbers.{saved}"
+    )

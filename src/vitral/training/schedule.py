@@ -7,8 +7,18 @@ can be drawn before it is used.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["warmup_cosine"]
+from vitral.base.config import check_choices
+from vitral.base.numbers import real_number, whole_number
+from vitral.errors import UsageError
+
+__all__ = ["Schedule", "ScheduleKind", "warmup_constant", "warmup_cosine", "warmup_linear"]
+
+ScheduleKind = Literal["cosine", "linear", "constant"]
+"""How the learning rate goes on after the warm-up."""
 
 
 def warmup_cosine(step: int, *, steps: int, warmup_steps: int = 0, floor: float = 0.0) -> float:
@@ -28,5 +38,70 @@ def warmup_cosine(step: int, *, steps: int, warmup_steps: int = 0, floor: float 
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+    return floor + (1 - floor) * (1 + math.cos(math.pi * _progress(step, steps, warmup_steps))) / 2
+
+
+def warmup_linear(step: int, *, steps: int, warmup_steps: int = 0, floor: float = 0.0) -> float:
+    """The factor on the peak learning rate: a linear rise, then a line down to the floor.
+
+    The arguments and the ends are those of `warmup_cosine`. (BERT, Devlin et al. 2019, appendix A.2.)
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return floor + (1 - floor) * (1 - _progress(step, steps, warmup_steps))
+
+
+def warmup_constant(step: int, *, steps: int, warmup_steps: int = 0, floor: float = 0.0) -> float:
+    """The factor on the peak learning rate: a linear rise, then 1 for ever.
+
+    The arguments are those of `warmup_cosine`; as nothing falls, `steps` and `floor` change nothing.
+    """
+    return (step + 1) / warmup_steps if step < warmup_steps else 1.0
+
+
+def _progress(step: int, steps: int, warmup_steps: int) -> float:
+    """How much of what comes after the warm-up is done, in [0, 1]."""
+    return min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+
+
+_FACTORS: dict[str, Callable[..., float]] = {
+    "cosine": warmup_cosine,
+    "linear": warmup_linear,
+    "constant": warmup_constant,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A schedule with its numbers: call it on a step for the factor on the peak learning rate.
+
+    Attributes:
+        kind: how it goes on after the warm-up.
+        steps: how many steps the training takes in all.
+        warmup_steps: how many of them rise.
+        floor: the factor at the end, in [0, 1]; a constant schedule does not come there.
+
+    Raises:
+        UnknownNameError: no such kind.
+        UsageError: a number out of its range.
+    """
+
+    kind: ScheduleKind = "cosine"
+    steps: int
+    warmup_steps: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        whole_number("steps of a schedule", self.steps)
+        if whole_number("warmup_steps", self.warmup_steps, least=0) > self.steps:
+            raise UsageError(
+                f"The warm-up takes {self.warmup_steps} steps, but the whole training only {self.steps}. Shorten the "
+                "warm-up or train for longer."
+            )
+        if not 0 <= real_number("floor", self.floor) <= 1:
+            raise UsageError(f"floor is a share of the peak and must be in [0, 1]; {self.floor!r} came.")
+
+    def __call__(self, step: int) -> float:
+        """The factor on the peak learning rate for the step about to be taken, from 0; a number in [0, 1]."""
+        return _FACTORS[self.kind](step, steps=self.steps, warmup_steps=self.warmup_steps, floor=self.floor)

@@ -1,0 +1,138 @@
+"""`vitral data`: what is in a set of labelled pictures, and what is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vitral.cli.show import json_line, picture_bar, plain
+from vitral.data.check import DataReport, Range, Sample, check
+from vitral.data.tree import WHOLE
+
+__all__ = ["check_data"]
+
+_MOST = 10  # names of one kind
+
+
+def check_data(path: str, *, as_json: bool, workers: int | None = None) -> int:
+    """Read every picture of a source, and show what was found on stdout, as JSON if so wished.
+
+    Args:
+        path: a source; see `vitral.data.splits.all_splits`.
+        as_json: whether stdout receives one line of JSON instead of a table and sentences.
+        workers: threads that read; one per processor, up to 8, unless told.
+
+    Returns:
+        How many pictures could not be read.
+
+    Raises:
+        UsageError: the source cannot be understood.
+    """
+    errors = Console(stderr=True, highlight=False)
+    with picture_bar(errors) as progress:
+        bar = progress.add_task("pictures", total=None)
+        report = check(
+            path, workers=workers, on_progress=lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    if as_json:
+        sys.stdout.write(json_line(report.to_dict()) + "\n")
+    else:
+        answers = Console(highlight=False)
+        answers.print(_table(report))
+        answers.print(Text("\n").join(_sentences(report)), soft_wrap=True)
+    sys.stdout.flush()
+    return len(report.unreadable)
+
+
+def _table(report: DataReport) -> Table:
+    """A row for each split: how many pictures it has, and of which classes it has the most and the least."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("split", style="bold", no_wrap=True)
+    for title in ("pictures", "classes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("most frequent", "least frequent"):
+        table.add_column(title, overflow="ellipsis", no_wrap=True)
+    for split, counts in report.counts.items():
+        ordered = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
+        most, least = ordered[0], ordered[-1]
+        filled = len(counts) - len(report.without_pictures(split))
+        table.add_row(
+            Text(plain(split)),
+            f"{sum(counts):,}",
+            str(filled) if filled == len(counts) else f"{filled} of {len(counts)}",
+            *(Text(f"{counts[label]:,} {plain(report.classes[label])}") for label in (most, least)),
+        )
+    return table
+
+
+def _sentences(report: DataReport) -> Iterator[Text]:
+    """What was found, the grave things first."""
+    yield Text()
+    if report.unreadable:
+        yield Text(f"{_pictures(report.unreadable)} cannot be read:", "red")
+        yield from _list(f"{one.name}: {one.reason}" for one in report.unreadable)
+    else:
+        yield Text(
+            f"All {report.total:,} pictures can be read." if report.total > 1 else "The picture can be read.", "green"
+        )
+    for split in report.counts:
+        empty = report.without_pictures(split)
+        if empty:
+            where = "" if split == WHOLE else f" in {plain(split)}"
+            yield Text(f"{_classes(empty)} no picture{where}:", "yellow")
+            yield from _list(empty)
+    groups = (
+        (report.leaks, "in several splits, so that judging by one is judging by what was learned"),
+        (report.disputed, "under several labels"),
+        (report.twins, "several times within a split"),
+    )
+    for found, where in groups:
+        if found:
+            yield Text(f"{_pictures(found)} {'is' if len(found) == 1 else 'are'} there {where}:", "yellow")
+            yield from _list(map(_group, found))
+    if report.heights is not None and report.widths is not None:
+        if not any(found for found, _ in groups):
+            yield Text("No two have the same pixels.")
+        yield Text(f"Heights are {_range(report.heights)}, widths {_range(report.widths)}.")
+    if report.odd:
+        yield Text(f"{_pictures(report.odd)} {'has' if len(report.odd) == 1 else 'have'} an odd size:", "yellow")
+        yield from _list(f"{one.name}: {one.size[0]} × {one.size[1]}, {one.reason}" for one in report.odd)
+    if report.modes.keys() - {"RGB"}:
+        stored = ", ".join(f"{mode} ({count:,})" for mode, count in report.modes.items())
+        yield Text(f"They are stored as {stored}, and read as RGB.")
+
+
+def _list(lines: Iterable[str]) -> Iterator[Text]:
+    """The first lines, and how many more there are."""
+    listed = list(lines)
+    for line in listed[:_MOST]:
+        yield Text(f"  {plain(line)}")
+    if len(listed) > _MOST:
+        yield Text(f"  … and {len(listed) - _MOST:,} more")
+
+
+def _group(group: tuple[Sample, ...]) -> str:
+    """The pictures of a group with their labels; first those that differ in split or label, which is what matters."""
+    firsts = list({(one.split, one.label): one for one in reversed(group)}.values())[::-1]
+    ordered = [*firsts, *(one for one in group if one not in firsts)]
+    named = [f"{one.name} ({one.label})" for one in ordered[:3]]
+    return " = ".join(named) + (f" and {len(group) - 3:,} more" if len(group) > 3 else "")
+
+
+def _range(lengths: Range) -> str:
+    if lengths.least == lengths.most:
+        return f"{lengths.least} pixels"
+    return f"{lengths.least} to {lengths.most} pixels (median {lengths.median:g})"
+
+
+def _pictures(found: tuple[object, ...]) -> str:
+    return "1 picture" if len(found) == 1 else f"{len(found):,} pictures"
+
+
+def _classes(names: tuple[str, ...]) -> str:
+    return "1 class has" if len(names) == 1 else f"{len(names):,} classes have"

@@ -1,0 +1,208 @@
+"""`vitral train`: progress to watch, a line for every epoch, and a page at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitral.base.disk import write_whole
+from vitral.checkpoints.load import load_model
+from vitral.data.splits import Splits, read_splits
+from vitral.errors import UsageError
+from vitral.recipes.catalogue import RECIPES, recipe_for, train_on
+from vitral.training.board import Board
+from vitral.training.evaluate import Evaluation, evaluate
+from vitral.training.journal import read
+from vitral.training.loop import Epoch, Step, Trained
+from vitral.training.recipe import Recipe, options_of
+from vitral.training.report import training_page
+
+__all__ = ["list_recipes", "options_from", "train"]
+
+_SIGNALS = {"SIGINT": 130, "SIGTERM": 143}  # what a shell reports for a program that they ended
+
+
+def train(
+    data: str,
+    recipe: str | None,
+    model: str | None,
+    out: Path,
+    *,
+    held_out: str | None,
+    quick: bool,
+    device: str | int | None,
+    threads: int | None,
+    tensorboard: bool,
+    extra: Sequence[str],
+) -> int:
+    """Train, show how it goes, leave a page.
+
+    Returns:
+        The exit code: 0, or that of the signal that asked it to stop.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
+    console = Console(highlight=False, quiet=not first)
+    chosen = recipe_for(recipe, model=model, quick=quick, **options_from(extra))
+    splits = read_splits(data, _share_or_path(held_out))
+    console.print(_told(chosen, splits, out), soft_wrap=True)
+    board = Board(out / "tensorboard") if tensorboard and first else None
+    with Watched(console) as watched:
+        trained = train_on(splits, chosen, out=out, device=device, watch=_both(watched, board))
+    if board is not None:
+        board.close()
+    if trained.stopped:
+        console.print(
+            f"Stopped by {trained.stopped} after step {trained.steps:,}; everything is saved. The same command goes on.",
+            soft_wrap=True,
+        )
+        return _SIGNALS.get(trained.stopped, 1)
+    if first:
+        _finish(console, out, chosen, splits, trained)
+    return 0
+
+
+def _told(recipe: Recipe, splits: Splits, out: Path) -> str:
+    """What is about to happen, in a sentence."""
+    judged = f", judged by {len(splits.held_out):,} others" if splits.held_out is not None else ""
+    return (
+        f"{recipe.model} learns {len(splits.train.classes)} classes from {len(splits.train):,} pictures{judged} "
+        f"(recipe {recipe.name}). Everything goes to {out}."
+    )
+
+
+def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained: Trained) -> None:
+    """The page, and what to do next."""
+    evaluation: Evaluation | None = None
+    if splits.held_out is not None:
+        evaluation = evaluate(load_model(out / "best"), splits.held_out, bad_pictures=recipe.bad_pictures)
+    rows = read(out / "journal.jsonl")
+    page = training_page(rows, evaluation, splits.held_out, options_of(recipe))
+    write_whole(out / "training.html", page.encode())
+    if evaluation is not None:
+        low, high = evaluation.intervals()["top1"]
+        console.print(
+            f"The best model names {evaluation.top1:.1%} of the pictures held out rightly "
+            f"(95 % interval {low:.1%} to {high:.1%}), after {trained.seconds / 60:.1f} minutes of training.",
+            soft_wrap=True,
+        )
+    told = f"The curves:  {out / 'training.html'}\nThe model:   vitral predict photo.jpg --model {out / 'best'}"
+    console.print(told, soft_wrap=True, markup=False)
+
+
+def _share_or_path(held_out: str | None) -> str | float | None:
+    """A share, such as 0.1, or a path."""
+    if held_out is None:
+        return None
+    try:
+        return float(held_out)
+    except ValueError:
+        return held_out
+
+
+def options_from(extra: Sequence[str]) -> dict[str, str]:
+    """Options of a recipe out of what the command line did not know: `--name value`, `--name=value`, or `--name` for yes.
+
+    Raises:
+        UsageError: a word without an option before it, or an option given twice.
+    """
+    options: dict[str, str] = {}
+    name: str | None = None
+    for word in extra:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if name in options:
+                raise UsageError(f"--{name} was given twice.")
+            options[name] = value if equals else "yes"
+            name = None if equals else name
+        elif name is not None:
+            options[name], name = word, None
+        else:
+            raise UsageError(f"{word!r} stands alone; options of a training are given as --name value.")
+    return options
+
+
+class Watched:
+    """A progress bar, and a line for every epoch above it."""
+
+    def __init__(self, console: Console, unit: str = "") -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("loss {task.fields[loss]:.3f}  rate {task.fields[rate]:.1e}  {task.fields[speed]:,.0f} pictures/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            transient=True,
+        )
+        self.bar: int | None = None
+
+    def __enter__(self) -> Watched:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Step | Epoch) -> None:
+        if isinstance(event, Epoch):
+            self.console.print(line_of(event), soft_wrap=True)
+            return
+        if self.bar is None:
+            self.bar = self.progress.add_task("", total=event.steps, completed=event.step - 1, loss=0.0, rate=0.0, speed=0.0)
+        self.progress.update(
+            self.progress.task_ids[0],
+            completed=event.step,
+            description=f"step {event.step:,} of {event.steps:,}",
+            loss=event.loss,
+            rate=event.learning_rate,
+            speed=event.pictures_per_second,
+        )
+
+
+def line_of(epoch: Epoch) -> str:
+    """An epoch in a line."""
+    found = ""
+    if epoch.held_out is not None:
+        found = f"  held out: top-1 {epoch.held_out['top1']:6.1%}  loss {epoch.held_out['loss']:.3f}"
+    skipped = f"  {epoch.skipped} unreadable pictures left out" if epoch.skipped else ""
+    best = "  best so far" if epoch.best else ""
+    minutes, seconds = divmod(round(epoch.seconds), 60)
+    return f"epoch {epoch.epoch:6.1f}  {minutes:3d}:{seconds:02d}  loss {epoch.loss:.3f}{found}{best}{skipped}"
+
+
+def _both(watched: Watched, board: Board | None) -> Callable[[Step | Epoch], None]:
+    if board is None:
+        return watched
+
+    def told(event: Step | Epoch) -> None:
+        watched(event)
+        board(event)
+
+    return told
+
+
+def list_recipes(name: str | None) -> None:
+    """All recipes with the first line of their story, or one with every option."""
+    from vitral.errors import UnknownNameError
+
+    console = Console(highlight=False, soft_wrap=True)
+    if name is None:
+        for one, function in RECIPES.items():
+            console.print(f"{one:<18} {(function.__doc__ or '').strip().splitlines()[0]}", markup=False)
+        return
+    if name not in RECIPES:
+        raise UnknownNameError("recipe", name, RECIPES)
+    story = (RECIPES[name].__doc__ or "").split("Args:")[0].strip()
+    console.print("\n".join(line.strip() for line in story.splitlines()), markup=False)
+    console.print("\nOptions, each to be changed by --name value:")
+    for option, value in options_of(RECIPES[name]()).items():
+        console.print(f"  {option:<22} {value}", markup=False)

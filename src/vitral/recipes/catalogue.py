@@ -1,0 +1,105 @@
+"""The recipes by name, and a training from a path to a model in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitral.data.splits import Splits, read_splits
+from vitral.errors import UnknownNameError, UsageError
+from vitral.models.catalogue import CATALOGUE
+from vitral.recipes.cifar10 import cifar10_cct, cifar10_cct_long, cifar10_transfer, cifar10_vit
+from vitral.recipes.digits import digits
+from vitral.recipes.imagenet import deit_s, vit_s
+from vitral.recipes.usual import finetune, scratch
+from vitral.training.loop import Epoch, Step, Trained, fit
+from vitral.training.recipe import Recipe, changed
+from vitral.training.start import model_for, teacher_for
+
+__all__ = ["RECIPES", "recipe_for", "train", "train_on"]
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    one.__name__: one
+    for one in (finetune, scratch, digits, cifar10_cct, cifar10_cct_long, cifar10_vit, cifar10_transfer, deit_s, vit_s)
+}
+"""Name → recipe, the usual ones first."""
+
+
+def recipe_for(name: str | None, *, model: str | None = None, quick: bool = False, **options: Any) -> Recipe:
+    """A recipe by name, or the usual one for a model, with options changed.
+
+    Args:
+        name: a key of `RECIPES`; None for `scratch` where the model is a network of the catalogue, `finetune` where it is a
+            checkpoint.
+        model: what to start from instead of the recipe's own.
+        quick: the recipe's quick form.
+        **options: see `training.recipe.changed`.
+
+    Raises:
+        UnknownNameError: no such recipe or option.
+        UsageError: neither a recipe nor a model, or a value that an option does not take.
+    """
+    if name is None:
+        if model is None:
+            raise UsageError(
+                "Say what to train: a model (--model cct_7_7x2_224 from nothing, --model facebook/deit-tiny-patch16-224 to "
+                f"fine-tune) or a recipe (--recipe {', '.join(RECIPES)})."
+            )
+        name = "scratch" if model in CATALOGUE else "finetune"
+    if name not in RECIPES:
+        raise UnknownNameError("recipe", name, RECIPES)
+    return changed(RECIPES[name](quick=quick), ({} if model is None else {"model": model}) | options)
+
+
+def train(
+    data: str | Path,
+    *,
+    recipe: str | Recipe | None = None,
+    model: str | None = None,
+    out: str | Path | None = None,
+    held_out: str | Path | float | None = None,
+    quick: bool = False,
+    device: str | int | torch.device | None = None,
+    watch: Callable[[Step | Epoch], None] | None = None,
+    **options: Any,
+) -> Trained:
+    """Train a classifier on a folder of pictures.
+
+    Args:
+        data: a folder with one folder per class, an archive or a manifest of them; see `data.splits.read_splits`.
+        recipe: a name of `RECIPES` or a recipe of your own; by default the usual one for the model.
+        model: a network of the catalogue, or a checkpoint to fine-tune.
+        out: folder for checkpoints, journal and models; a training that is there goes on. None: nothing is written.
+        held_out: pictures to be judged by: a path, or a share of the training pictures; by default the split that the data
+            bring.
+        quick: the recipe's quick form.
+        device: where to compute; a GPU where there is one.
+        watch: told every step and every look at the pictures held out.
+        **options: any option of the recipe, by name (`epochs=10`, `learning_rate=1e-3`).
+
+    Raises:
+        UsageError: something does not fit together.
+        PictureError: a picture cannot be read.
+        TrainingError: the loss is not finite.
+    """
+    chosen = (
+        changed(recipe, options) if isinstance(recipe, Recipe) else recipe_for(recipe, model=model, quick=quick, **options)
+    )
+    return train_on(read_splits(data, held_out), chosen, out=None if out is None else Path(out), device=device, watch=watch)
+
+
+def train_on(
+    splits: Splits,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    device: str | int | torch.device | None = None,
+    watch: Callable[[Step | Epoch], None] | None = None,
+) -> Trained:
+    """Train on pictures that are opened already; see `train`."""
+    model = model_for(recipe, splits.train.classes)
+    teacher = teacher_for(recipe, model, splits.train)
+    return fit(model, splits.train, recipe, held_out=splits.held_out, teacher=teacher, out=out, device=device, watch=watch)

@@ -1,0 +1,120 @@
+"""The folder of a training: what it was asked for, its journal, its checkpoints, the best and the last model.
+
+```
+out/
+  recipe.json     every option, and which pictures
+  journal.jsonl   what happened, row by row
+  step-…/         the last few checkpoints, to go on from
+  best/           the model that did best on the pictures held out
+  last/           the model of the last step
+```
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitral.base.disk import write_whole
+from vitral.checkpoints.save import save_model
+from vitral.data.pictures import PictureSet
+from vitral.errors import UsageError
+from vitral.models.network import Network
+from vitral.training.checkpoint import Checkpoints, Saved
+from vitral.training.journal import Journal
+from vitral.training.recipe import Recipe, options_of
+
+__all__ = ["Keeper"]
+
+# What may differ when a training goes on: nothing that the weights depend on.
+_FREE = ("name", "workers", "bad_pictures", "save_every", "evaluate_every", "keep", "compile", "checkpointing")
+
+
+class Keeper:
+    """What a training writes, or, without a folder, does not.
+
+    Args:
+        out: the folder, made if it is not there; None to write nothing.
+        recipe: what is trained with.
+        pictures: what is trained on.
+        writes: whether this is the process that writes; the others only read.
+
+    Raises:
+        UsageError: the folder holds a training of other pictures or with other options, or something else.
+    """
+
+    def __init__(self, out: Path | None, recipe: Recipe, pictures: PictureSet, *, writes: bool = True) -> None:
+        self.out, self.writes = out, writes and out is not None
+        self.checkpoints: Checkpoints | None = None
+        self.journal: Journal | None = None
+        if out is None:
+            return
+        asked = {"recipe": options_of(recipe), "pictures": {"name": pictures.name, "fingerprint": pictures.fingerprint}}
+        _check_same(out, asked)
+        self.checkpoints = Checkpoints(out, keep=recipe.keep)
+        if self.writes:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / "recipe.json", json.dumps(asked, indent=2).encode())
+            self.journal = Journal(out / "journal.jsonl")
+
+    def newest(self) -> Saved | None:
+        """The newest whole checkpoint, if there is one; the journal forgets what came after it."""
+        saved = self.checkpoints.newest() if self.checkpoints else None
+        if self.journal:
+            self.journal.cut_after(saved.step if saved else 0)
+            if self.checkpoints and saved:
+                self.checkpoints.cut_after(saved.step)  # damaged later ones
+            if saved:
+                self.journal.append("resume", step=saved.step, skipped=list(saved.skipped))
+        return saved
+
+    def note(self, event: str, **values: Any) -> None:
+        """A row in the journal."""
+        if self.journal:
+            self.journal.append(event, **values)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """A checkpoint to go on from, and the journal as far."""
+        if self.writes and self.checkpoints and self.journal:
+            self.journal.sync()
+            self.checkpoints.save(step, state)
+
+    def keep_best(self, model: Network, value: float, step: int) -> None:
+        """The best model so far, in place of the one before."""
+        if self.writes and self.checkpoints:
+            self.checkpoints.save_best(value, step, lambda folder: save_model(model, folder))
+
+    def keep_last(self, model: Network) -> None:
+        """The model of the last step."""
+        if self.writes and self.out:
+            save_model(model, self.out / "last")
+
+
+def _check_same(out: Path, asked: dict[str, Any]) -> None:
+    """Refuse to go on with another training than the one in the folder."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; a training needs a folder.")
+    told = out / "recipe.json"
+    if not told.exists():
+        if any(out.glob("step-*")):
+            raise UsageError(f"{out} holds checkpoints, but no recipe.json that says of what. Give another folder.")
+        return
+    try:
+        before = json.loads(told.read_text())
+        recipe, pictures = before["recipe"], before["pictures"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{told} cannot be read as the recipe of a training. Give another folder.") from error
+    asked = json.loads(json.dumps(asked))  # as JSON has it
+    if pictures["fingerprint"] != asked["pictures"]["fingerprint"]:
+        raise UsageError(
+            f"{out} holds a training on other pictures ({pictures['name']}); files were added, removed or renamed since, or "
+            "these are others. Give another folder to train on these."
+        )
+    names = sorted((recipe.keys() | asked["recipe"].keys()) - set(_FREE))
+    other = [name for name in names if recipe.get(name) != asked["recipe"].get(name)]
+    if other:
+        told_by_name = ", ".join(f"{name} {recipe.get(name)!r}, now {asked['recipe'].get(name)!r}" for name in other[:5])
+        raise UsageError(
+            f"{out} holds a training with other options: {told_by_name}. Give the same ones, or another folder."
+        )

@@ -1,0 +1,211 @@
+"""A recipe: every choice of a training in one frozen page of plain values, to be read, changed and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_type_hints
+
+from vitral.base.config import check_choices, value_of
+from vitral.base.numbers import as_integer, real_number, whole_number
+from vitral.data.augment.chain import Augmentation
+from vitral.data.loader import BadPictures
+from vitral.data.transforms import Interpolation
+from vitral.errors import UnknownNameError, UsageError
+from vitral.tasks.classification.loss import Objective
+from vitral.training.optim import OptimizerName
+from vitral.training.schedule import ScheduleKind
+
+__all__ = ["Initialisation", "Precision", "Recipe", "changed", "option_names", "options_of"]
+
+Precision = Literal["fp32", "bf16"]
+Initialisation = Literal["default", "xavier"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every choice of a training.
+
+    The data are not part of it: they are given beside it, so that one recipe serves many folders.
+
+    Attributes:
+        name: what the recipe is called.
+        model: a network of the catalogue, to start from fresh weights, or a checkpoint (a folder, a file or a Hub id), whose
+            head is replaced by one for the classes of the data.
+        network: fields of the network's configuration that differ from the published ones.
+        image_size: (height, width) of the input in pixels; None for the model's own. Positions of a checkpoint are
+            carried over to it.
+        initialisation: where fresh weights start: "default" as the model's page says, "xavier" as the ViT paper's code does,
+            which suits narrow networks (Glorot and Bengio 2010, equation 16).
+        mean: per channel, what is subtracted from pixels in [0, 1]; None for the model's own.
+        std: per channel, what they are then divided by; None for the model's own.
+        filter: what pictures are resized by when the trained model is judged and used; None for the model's own.
+
+        epochs: how often the training sees as many pictures as there are.
+        batch_size: pictures to a step of the optimiser, over all processes and parts together.
+        accumulate: parts a batch is computed in, one after the other, where it does not fit into memory at once.
+        seed: fixes the first weights, the order, the augmentation and the model's own randomness.
+
+        optimizer: "adamw" (Loshchilov and Hutter 2019), "sgd" with momentum, or "lamb" (You et al. 2020).
+        learning_rate: the peak, for the whole batch; nothing scales it behind your back.
+        momentum: of SGD, and the first beta of the others.
+        beta2: the second beta of AdamW and LAMB.
+        weight_decay: on matrices only; norms, biases, positions and tokens are left alone.
+        layer_decay: factor on the learning rate per layer from the head down (Clark et al. 2020); 1 for none.
+        schedule: how the learning rate falls after the warm-up.
+        warmup_epochs: over which it rises from near zero.
+        final_rate: the share of the peak at which the fall ends.
+        clip: the largest norm of the gradient; None for no clipping.
+        frozen_depth: how much of the network stays as it is, from the input: 1 the embedding, 2 the first block as well, and
+            so on; "body" is all but the head.
+
+        objective: what is made small.
+        teacher: the checkpoint that distillation learns from.
+        drop_path: stochastic depth of the last block, rising linearly from the first; None for the model's own.
+        ema: decay of the moving average of the weights, which is then what is evaluated and kept; None for none.
+
+        augment: what happens to the pictures.
+
+        precision: "fp32", or "bf16": products in bfloat16, weights and sums in float32.
+        compile: whether the model is compiled first; pays on a GPU, after a minute.
+        checkpointing: whether blocks are computed again for the gradient instead of kept: a third slower, far less memory.
+        workers: processes that read; 0 to read in between, None for one per processor beyond the first, up to 8.
+        bad_pictures: what a picture that cannot be read does: "refuse" ends the training, "skip" leaves it out.
+        evaluate_every: epochs between two looks at the pictures held out.
+        save_every: epochs between two checkpoints; 0.1 is ten of them each epoch.
+        keep: checkpoints to keep, besides the best model.
+
+    Raises:
+        UnknownNameError: a choice that is none.
+        UsageError: a number out of its range.
+    """
+
+    name: str = "custom"
+    model: str = "vit_s16"
+    network: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    initialisation: Initialisation = "default"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    filter: Interpolation | None = None
+
+    epochs: float = 100.0
+    batch_size: int = 128
+    accumulate: int = 1
+    seed: int = 0
+
+    optimizer: OptimizerName = "adamw"
+    learning_rate: float = 5e-4
+    momentum: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    schedule: ScheduleKind = "cosine"
+    warmup_epochs: float = 5.0
+    final_rate: float = 0.0
+    clip: float | None = None
+    frozen_depth: int | Literal["body"] = 0
+
+    objective: Objective = field(default_factory=Objective)
+    teacher: str | None = None
+    drop_path: float | None = None
+    ema: float | None = None
+
+    augment: Augmentation = field(default_factory=Augmentation)
+
+    precision: Precision = "fp32"
+    compile: bool = False
+    checkpointing: bool = False
+    workers: int | None = 0
+    bad_pictures: BadPictures = "refuse"
+    evaluate_every: float = 1.0
+    save_every: float = 1.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("batch_size", "accumulate", "keep"):
+            whole_number(name, getattr(self, name))
+        whole_number("seed", self.seed, least=0)
+        if self.workers is not None:
+            whole_number("workers", self.workers, least=0)
+        if self.frozen_depth != "body":
+            whole_number("frozen_depth", self.frozen_depth, least=0)
+        for name, (least, beyond) in _RANGES.items():
+            number = getattr(self, name)
+            if number is not None and not least <= real_number(name, number) < beyond:
+                raise UsageError(f"{name} must be a number in [{least:g}, {beyond:g}); {number!r} came.")
+        if self.epochs == 0 or self.evaluate_every == 0 or self.save_every == 0:
+            raise UsageError("epochs, evaluate_every and save_every must be more than 0.")
+        if (self.objective.distillation == "none") != (self.teacher is None):
+            raise UsageError("distillation needs a teacher, and a teacher is for distillation: give both or neither.")
+
+
+_ENDLESS = float("inf")
+
+# Least, and what is just beyond the most.
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (0.0, 1e6),
+    "learning_rate": (0.0, 1e3),
+    "momentum": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
+    "weight_decay": (0.0, 1e3),
+    "layer_decay": (1e-3, 1.0 + 1e-12),
+    "warmup_epochs": (0.0, 1e6),
+    "final_rate": (0.0, 1.0 + 1e-12),
+    "clip": (1e-12, _ENDLESS),
+    "drop_path": (0.0, 1.0),
+    "ema": (0.0, 1.0),
+    "evaluate_every": (0.0, _ENDLESS),
+    "save_every": (0.0, _ENDLESS),
+}
+
+
+# Parts of a recipe whose fields are options like its own.
+_PARTS: dict[str, type] = {"objective": Objective, "augment": Augmentation}
+
+
+def option_names() -> tuple[str, ...]:
+    """The name of every option of a recipe, those of its objective and its augmentation among them."""
+    own = (one.name for one in fields(Recipe) if one.name not in ("name", "network", *_PARTS))
+    return (*own, *(one.name for kind in _PARTS.values() for one in fields(kind)))
+
+
+def options_of(recipe: Recipe) -> dict[str, Any]:
+    """Every option and its value, flat, ready for JSON; fields of the network are called "network.depth" and so on."""
+    told: dict[str, Any] = {one.name: getattr(recipe, one.name) for one in fields(recipe)}
+    network = {f"network.{name}": value for name, value in told.pop("network").items()}
+    for part in _PARTS:
+        inner = told.pop(part)
+        told |= {one.name: getattr(inner, one.name) for one in fields(inner)}
+    return {name: list(one) if isinstance(one, tuple) else one for name, one in (told | network).items()}
+
+
+def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """A recipe with some options changed by name.
+
+    Args:
+        recipe: the one to start from.
+        options: name → value, or the value as text, as a command line has it ("0.1", "none", "0.2,1"). Names are those of
+            `option_names`, with "-" or "_"; "network.depth" is a field of the network's configuration.
+
+    Raises:
+        UnknownNameError: no such option; the message names the nearest.
+        UsageError: a value of another type than the option's, or out of its range.
+    """
+    homes = {"": Recipe} | _PARTS
+    new: dict[str, dict[str, Any]] = {home: {} for home in homes}
+    network = dict(recipe.network)
+    for given, value in options.items():
+        name = given.replace("-", "_")
+        if name == "image_size" and as_integer(value_of(None, value, given)) is not None:
+            value = (value_of(int, value, given),) * 2  # one number for squares
+        if name.startswith("network."):
+            network[name.removeprefix("network.")] = value_of(None, value, given)
+            continue
+        if name not in option_names():
+            raise UnknownNameError("option of a training", given, (*option_names(), "network.…"))
+        home = next(home for home, kind in homes.items() if name in get_type_hints(kind))
+        new[home][name] = value_of(get_type_hints(homes[home])[name], value, given)
+    parts = {home: replace(getattr(recipe, home), **new[home]) for home in _PARTS}
+    return replace(recipe, **new[""], **parts, network=network)

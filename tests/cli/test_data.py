@@ -1,0 +1,74 @@
+"""`vitral data check`: what people read, what programs read, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from tests.data.trees import folder
+
+Vitral = Callable[..., Result]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return folder(tmp_path / "root", [f"{kind}/{number}.png" for kind in ("cat", "großer Bär") for number in range(3)])
+
+
+def test_good_pictures_end_well(vitral: Vitral, root: Path) -> None:
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 0, ran.output
+    assert "3 großer Bär" in ran.stdout
+    assert "All 6 pictures can be read." in ran.stdout
+    assert "No two have the same pixels." in ran.stdout
+    assert "Heights are 20 pixels, widths 24 pixels." in ran.stdout
+
+
+def test_bad_ones_are_named_at_most_ten_of_a_kind(vitral: Vitral, root: Path) -> None:
+    for number in range(14):
+        (root / "cat" / f"bad{number:02}\x1b.jpg").write_bytes(b"")
+        (root / "cat" / f"twin{number:02}.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    (root / "emu").mkdir()
+    ran = vitral("data", "check", root, "--num-workers", "1")
+    assert ran.exit_code == 1
+    lines = ran.stdout.splitlines()
+    begin = lines.index("14 pictures cannot be read:")
+    assert len([line for line in lines[begin + 1 : begin + 11] if "0 bytes" in line]) == 10
+    assert lines[begin + 11] == "  … and 4 more"
+    assert "bad13" not in ran.stdout
+    assert "\x1b" not in ran.stdout
+    assert "1 class has no picture:" in lines
+    assert "1 picture is there several times within a split:" in lines
+    assert "and 12 more" in ran.stdout
+    assert "2 of 3" in ran.stdout
+
+
+def test_of_the_same_pixels_those_with_other_labels_are_shown_first(vitral: Vitral, root: Path) -> None:
+    for number in range(9):
+        (root / "cat" / f"0-{number}.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    (root / "großer Bär" / "9.png").write_bytes((root / "cat" / "0.png").read_bytes())
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 0
+    line = ran.stdout.splitlines()[ran.stdout.splitlines().index("1 picture is there under several labels:") + 1]
+    cat, bear = root / "cat", root / "großer Bär"
+    assert line == f"  {cat}/0-0.png (cat) = {bear}/9.png (großer Bär) = {cat}/0-1.png (cat) and 8 more"
+
+
+def test_json_is_one_object(vitral: Vitral, root: Path) -> None:
+    (root / "cat" / "bad.jpg").write_bytes(b"")
+    ran = vitral("data", "check", root, "--json")
+    assert ran.exit_code == 1
+    told = json.loads(ran.stdout)
+    assert told["counts"] == {"all": {"cat": 4, "großer Bär": 3}}
+    assert [one["name"] for one in told["unreadable"]] == [str(root / "cat" / "bad.jpg")]
+
+
+def test_what_is_no_data_set_is_a_wrong_command(vitral: Vitral, tmp_path: Path) -> None:
+    ran = vitral("data", "check", tmp_path / "gone")
+    assert ran.exit_code == 2
+    assert "There is no file or folder" in ran.stderr
+    assert ran.stdout == ""

@@ -1,0 +1,126 @@
+"""Recipes: every option by name, with its type checked, and nothing that a misspelling could slip through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from vitral.data.augment.chain import Augmentation
+from vitral.errors import UnknownNameError, UsageError
+from vitral.tasks.classification.loss import Objective
+from vitral.training.plan import Plan
+from vitral.training.recipe import Recipe, changed, option_names, options_of
+
+
+def test_every_field_is_an_option_and_no_two_share_a_name() -> None:
+    names = option_names()
+    own = {one.name for one in fields(Recipe)} - {"name", "network", "objective", "augment"}
+    assert set(names) == own | {one.name for one in fields(Objective)} | {one.name for one in fields(Augmentation)}
+    assert len(set(names)) == len(names)
+
+
+def test_options_survive_their_own_text() -> None:
+    """What `options_of` tells, given back as text, is the same recipe."""
+    recipe = Recipe(
+        image_size=(32, 48),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.5, 0.5, 0.5),
+        clip=1.0,
+        frozen_depth="body",
+        compile=True,
+        network={"depth": 3, "drop_path": 0.5, "pool": "mean", "class_token": False},
+        objective=Objective(label_smoothing=0.2),
+        augment=Augmentation(crop_scale=(0.3, 0.9), mixup=0.4, crop="padded"),
+    )
+    told = {name: str(value) for name, value in options_of(recipe).items() if name != "name"}
+    assert changed(Recipe(), told) == recipe
+    assert json.loads(json.dumps(options_of(recipe))) == options_of(recipe)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("epochs", "3", 3.0),
+        ("learning-rate", "1e-3", 1e-3),
+        ("batch_size", "64", 64),
+        ("ema", "none", None),
+        ("ema", "0.99", 0.99),
+        ("image-size", "32,48", (32, 48)),
+        ("image_size", "(32, 48)", (32, 48)),
+        ("image-size", "224", (224, 224)),
+        ("compile", "yes", True),
+        ("compile", "False", False),
+        ("optimizer", "lamb", "lamb"),
+        ("frozen_depth", "2", 2),
+        ("frozen_depth", "body", "body"),
+        ("workers", "None", None),
+        ("model", "1e3", "1e3"),
+    ],
+)
+def test_an_option_reads_its_text(option: str, text: str, value: Any) -> None:
+    found = getattr(changed(Recipe(), {option: text}), option.replace("-", "_"))
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_options_of_the_parts_and_of_the_network_reach_them() -> None:
+    recipe = changed(Recipe(), {"mixup": "0.8", "label-smoothing": 0.1, "network.depth": "6", "network.pool": "mean"})
+    assert (recipe.augment.mixup, recipe.objective.label_smoothing) == (0.8, 0.1)
+    assert recipe.network == {"depth": 6, "pool": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("learning_rat", "1", r"Unknown option of a training 'learning_rat'. Did you mean 'learning_rate'"),
+        ("mixupp", "1", "Did you mean 'mixup'"),
+        ("optimizer", "adam", "Unknown value of optimizer 'adam'. Did you mean 'adamw'"),
+        ("batch_size", "12.5", "batch_size takes a whole number; '12.5' came"),
+        ("batch_size", "0", "batch_size must be a whole number of at least 1"),
+        ("epochs", "many", "epochs takes a number; 'many' came"),
+        ("epochs", "nan", "epochs takes a number"),
+        ("epochs", "0", "must be more than 0"),
+        ("image_size", "32,4,5", r"image_size takes 2 numbers between commas; '32,4,5' came"),
+        ("compile", "maybe", "compile takes yes or no"),
+        ("label_smoothing", "1.5", r"label_smoothing must be in \[0, 1\)"),
+        ("momentum", "1", r"momentum must be a number in \[0, 1\)"),
+        ("distillation", "soft", "distillation needs a teacher"),
+    ],
+)
+def test_what_an_option_does_not_take(option: str, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        changed(Recipe(), {option: text})
+
+
+def test_a_misspelt_option_carries_the_nearest() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        changed(Recipe(), {"weigth-decay": "0.1"})
+    assert caught.value.nearest[0] == "weight_decay"
+
+
+# -- how long it is -----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_arithmetic() -> None:
+    plan = Plan.of(Recipe(epochs=3, batch_size=40, warmup_epochs=1, evaluate_every=1, save_every=0.5), 100)
+    assert (plan.steps, plan.warmup_steps) == (8, 2)
+    assert [step for step in range(1, 9) if plan.evaluates(step)] == [3, 5, 8]
+    assert [step for step in range(1, 9) if plan.saves(step)] == [2, 3, 4, 5, 7, 8]
+    assert plan.epoch(5) == 2.0
+
+
+def test_a_long_plan_notes_about_two_thousand_steps() -> None:
+    plan = Plan.of(Recipe(epochs=300, batch_size=1024), 1_281_167)
+    assert plan.steps == 375_342
+    assert 1900 < sum(map(plan.notes, range(1, plan.steps + 1))) <= 2100
+    assert plan.notes(plan.steps)
+
+
+def test_a_short_plan_has_a_step_and_warms_up_within_it() -> None:
+    plan = Plan.of(Recipe(epochs=0.01, batch_size=64, warmup_epochs=5), 10)
+    assert (plan.steps, plan.warmup_steps) == (1, 1)
+    assert plan.evaluates(1)
+    assert plan.saves(1)
