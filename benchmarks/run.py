@@ -1,4 +1,4 @@
-"""Vitral beside its peers, on this machine: `make bench`, or `python benchmarks/run.py start model folder memory look`.
+"""Vitral beside its peers, here: `make bench`, or `python benchmarks/run.py start model folder memory look train`.
 
 Every comparison is made in one run, contenders taking turns, medians reported, and written to
 benchmarks/results/<date>-<name>.json with the machine. benchmarks/RESULTS.md tells what they mean.
@@ -139,7 +139,7 @@ def memory(quick: bool) -> dict[str, object]:
     return {"peak MiB": {str(count): peak for count, peak in peaks.items()}, "more MiB": peaks[many] - peaks[few]}
 
 
-BENCHMARKS = {"start": start, "model": model, "folder": folder, "memory": memory, "look": look}
+BENCHMARKS = {"start": start, "model": model, "folder": folder, "memory": memory, "look": look, "train": train}
 
 
 def main() -> None:

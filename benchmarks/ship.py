@@ -13,7 +13,6 @@ from vitral.checkpoints.box import BOXED, folder_of
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
 from vitral.data.splits import read_pictures
-from vitral.data.transforms import Preprocessing
 from vitral.training.evaluate import evaluate
 
 _MOST = 3 * 2**20  # bytes
@@ -23,18 +22,13 @@ def ship(source: str, data: str) -> None:
     """Shrink, judge, write."""
     model = load_model(source).half().float()
     record = model.record
-    told = record.preprocessing
-    # A photograph keeps its shape: its middle is looked at. For pictures of 32x32 this is the same.
-    cut = Preprocessing(
-        resize="shortest_edge", size=(32, 32), crop=(32, 32), interpolation="bicubic", mean=told.mean, std=told.std
-    )
     evaluation = evaluate(model, read_pictures(data, "test"))
     print(f"{evaluation.top1:.2%} of {len(evaluation)} pictures, {evaluation.intervals()['top1']}")
     training = replace(
         record.training, top1=evaluation.top1, judged=len(evaluation), data="CIFAR-10, train", judged_by="CIFAR-10, test"
     )
     notes = ("Knows ten things in pictures of 32x32 pixels (Krizhevsky 2009), and takes everything else for one of them.",)
-    model.record = replace(record, preprocessing=cut, training=training, notes=notes, licence="Apache-2.0", source="")
+    model.record = replace(record, training=training, notes=notes, licence="Apache-2.0", source="")
     folder = folder_of(BOXED)
     assert folder is not None
     save_model(model.half(), folder)

@@ -67,7 +67,13 @@ def pixels_in(page: Page) -> list[np.ndarray]:
 
 def test_what_it_leaves(left: tuple[Path, str, str]) -> None:
     out, _, _ = left
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "digits", "index.html", "inside.html"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint",
+        "digits",
+        "index.html",
+        "inside.html",
+        "photograph.png",
+    ]
     assert sorted(path.name for path in (out / "checkpoint").iterdir()) == ["model.safetensors", "vitral.json"]
     assert len(list((out / "digits").glob("*.png"))) == 20
 

@@ -161,7 +161,7 @@ def test_a_piece_of_which_nothing_can_be_read_ends_even_a_skipping_training(tmp_
         path.write_bytes(b"")
     prepare = TrainingInput(Augmentation(), PREPARED, (8, 8))
     share = Share(batch_size=4)
-    with pytest.raises(PictureError, match="Not one picture of a batch could be read"):
+    with pytest.raises(PictureError, match="No picture of its part of the batch could be read"):
         list(batches(read_pictures(root), prepare, share, seed=0, steps=range(1), bad_pictures="skip"))
 
 

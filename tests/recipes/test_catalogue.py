@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("digits", "scratch")])
-def test_the_quick_form_goes_the_whole_way(name: str, pictures: Path, checkpoint: str, tmp_path: Path) -> None:
+def test_a_recipe_goes_the_whole_way(name: str, pictures: Path, checkpoint: str, tmp_path: Path) -> None:
     model = checkpoint if name in _OF_A_CHECKPOINT else None
     trained = train(
         pictures, recipe=name, model=model, quick=True, held_out=0.25, out=tmp_path / "run", batch_size=4, epochs=1
@@ -60,7 +60,8 @@ def test_a_recipe_tells_its_story_and_is_called_by_its_name(name: str) -> None:
         assert isinstance(recipe, Recipe)
         assert recipe.name == name
     story = RECIPES[name].__doc__ or ""
-    assert "Command:" in story or "Command: " in story
+    assert "Command: `" in story
+    assert "The story." in story or name == "digits"
     assert len(re.findall(r"\w+", story)) > 20
 
 
@@ -92,5 +93,11 @@ def test_misspelt_recipes_and_options_are_refused() -> None:
 
 
 def test_a_recipe_of_ones_own(pictures: Path) -> None:
-    own: Any = replace(RECIPES["cifar10_vit"](quick=True), epochs=0.5, batch_size=6)
-    assert train(pictures, recipe=own, learning_rate=1e-4).epochs[-1].held_out is None
+    own: Any = replace(RECIPES["cifar10_vit"](quick=True), epochs=0.5, batch_size=6, warmup_epochs=0)
+    told: list[Any] = []
+    trained = train(pictures, recipe=own, learning_rate=1e-4, watch=told.append)
+    assert trained.steps == 3
+    assert trained.epochs[-1].held_out is None
+    assert told[0].learning_rate == 1e-4
+    with pytest.raises(UsageError, match="quick=True is for recipes by name"):
+        train(pictures, recipe=own, quick=True)

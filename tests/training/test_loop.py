@@ -48,6 +48,7 @@ SMALL = Recipe(
     learning_rate=3e-3,
     warmup_epochs=1,
     augment=STILL,
+    workers=0,
 )
 
 EVERYTHING = replace(
@@ -118,7 +119,9 @@ def test_sgd_is_the_loop_one_would_write(colours: PictureSet) -> None:
 
 def test_a_batch_in_parts_is_a_batch(colours: PictureSet) -> None:
     whole, parts = run(SMALL, colours), run(replace(SMALL, accumulate=3), colours)
-    assert (weights(whole.model) - weights(parts.model)).abs().max() < 1e-5
+    assert (
+        weights(whole.model) - weights(parts.model)
+    ).abs().max() < 5e-5  # of steps of 3e-3; AdamW divides by small numbers
 
 
 def test_recomputed_blocks_give_the_same_bits(colours: PictureSet) -> None:
@@ -209,7 +212,7 @@ def test_the_callers_random_numbers_go_on(colours: PictureSet) -> None:
 # -- interrupted --------------------------------------------------------------------------------------------------------
 
 
-def killed_after(steps: int, recipe: Recipe, folder: Path, out: Path) -> None:
+def killed_after(steps: int, recipe: Recipe, folder: Path, out: Path, *, judged: bool) -> None:
     """The same training in a process of its own, which is killed when it has taken some steps."""
 
     def watch(event: Step | Epoch) -> None:
@@ -218,7 +221,8 @@ def killed_after(steps: int, recipe: Recipe, folder: Path, out: Path) -> None:
 
     def train() -> None:
         torch.set_num_threads(1)
-        run(recipe, read_pictures(folder), out=out, watch=watch)
+        pictures = read_pictures(folder)
+        run(recipe, pictures, held_out=pictures if judged else None, out=out, watch=watch)
 
     child = multiprocessing.get_context("fork").Process(target=train)
     child.start()
@@ -232,7 +236,7 @@ def test_twenty_steps_are_seven_and_a_kill_and_the_rest(
 ) -> None:
     recipe = replace(EVERYTHING, workers=workers)
     once = run(EVERYTHING, colours, held_out=colours, out=tmp_path / "once")
-    killed_after(7, recipe, colours_folder, tmp_path / "twice")
+    killed_after(7, recipe, colours_folder, tmp_path / "twice", judged=True)
     saved = Checkpoints(tmp_path / "twice").newest()
     assert saved is not None
     assert saved.step == 6
@@ -247,8 +251,8 @@ def test_twenty_steps_are_seven_and_a_kill_and_the_rest(
 
 def journal_of(out: Path) -> list[dict[str, Any]]:
     """What a journal says, times and interruptions left out."""
-    rows = (row for row in read(out / "journal.jsonl") if row["event"] not in ("start", "resume"))
-    return [{key: value for key, value in row.items() if "second" not in key} for row in rows if row["event"] == "step"]
+    rows = (row for row in read(out / "journal.jsonl") if row["event"] != "resume")
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -274,11 +278,39 @@ def test_a_signal_ends_it_after_the_step_with_everything_saved(name: str, colour
     assert torch.equal(weights(again.model), weights(run(EVERYTHING, colours).model))
 
 
+def test_a_signal_to_the_whole_group_does_not_take_the_readers_along(colours_folder: Path, tmp_path: Path) -> None:
+    """As schedulers and launchers send it: to the training and to the processes that read for it."""
+
+    def watch(event: Step | Epoch) -> None:
+        if isinstance(event, Step) and event.step == 5:
+            os.killpg(0, signal.SIGTERM)
+
+    def train() -> None:
+        os.setsid()
+        torch.set_num_threads(1)
+        stopped = run(replace(EVERYTHING, workers=2), read_pictures(colours_folder), out=tmp_path / "run", watch=watch)
+        os._exit(7 if stopped.stopped == "SIGTERM" else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=train)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 7
+    saved = Checkpoints(tmp_path / "run").newest()
+    assert saved is not None
+    assert saved.step == 6
+
+
 def test_a_finished_training_is_not_taken_further(colours: PictureSet, tmp_path: Path) -> None:
-    first = run(SMALL, colours, out=tmp_path / "run")
+    first = run(SMALL, colours, held_out=colours, out=tmp_path / "run")
     told: list[Any] = []
-    again = run(SMALL, colours, out=tmp_path / "run", watch=told.append)
+    again = run(SMALL, colours, held_out=colours, out=tmp_path / "run", watch=told.append)
     assert not told
+    assert first.evaluation is not None
+    assert again.evaluation is not None
+    assert again.evaluation.top1 == first.evaluation.top1
+    record = load_model(tmp_path / "run/last").record
+    assert record.training == first.model.record.training  # type: ignore[union-attr]
+    assert record.training.steps == 15  # type: ignore[union-attr]
     assert again.steps == first.steps
     assert torch.equal(weights(again.model), weights(first.model))
 
@@ -289,6 +321,8 @@ def test_another_training_is_refused(colours: PictureSet, colours_folder: Path, 
         run(replace(SMALL, learning_rate=0.5), colours, out=tmp_path / "run")
     with pytest.raises(UsageError, match="other pictures"):
         run(SMALL, colours.subset(np.arange(30)), out=tmp_path / "run")
+    with pytest.raises(UsageError, match="judged by other pictures"):
+        run(SMALL, colours, held_out=colours, out=tmp_path / "run")
     run(replace(SMALL, workers=1, keep=5), colours, out=tmp_path / "run")
 
 
@@ -351,6 +385,31 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     assert newest.step == 6
 
 
+@pytest.mark.parametrize("name", ["best", "last", "step-00000004", "journal.jsonl"])
+def test_what_no_training_wrote_is_not_replaced(name: str, colours: PictureSet, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.png").write_text("mine")
+    with pytest.raises(UsageError, match=r"no recipe.json of a training that wrote it"):
+        run(SMALL, colours, held_out=colours, out=tmp_path)
+    assert (tmp_path / name / "mine.png").read_text() == "mine"
+
+
+def test_without_a_folder_an_interruption_interrupts(colours: PictureSet) -> None:
+    def watch(event: Step | Epoch) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, colours, watch=watch)
+
+
+def test_pictures_that_cannot_judge_the_model_are_refused_at_once(colours: PictureSet) -> None:
+    told: list[Any] = []
+    other = replace(colours, classes=("blue", "red", "violet"))
+    with pytest.raises(UsageError, match="do not fit the 3 of the model"):
+        run(SMALL, colours, held_out=other, watch=told.append)
+    assert not told
+
+
 def test_a_folder_that_cannot_be_written_to(colours: PictureSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file; a training needs a folder"):
@@ -388,7 +447,7 @@ def test_two_processes_train_as_one(colours_folder: Path, colours: PictureSet, t
         check=True, cwd=root, timeout=120, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
     )  # fmt: skip
-    one, two = journal_of(tmp_path / "one"), journal_of(tmp_path / "two")
+    one, two = ([row for row in journal_of(tmp_path / name) if row["event"] == "step"] for name in ("one", "two"))
     assert [row["step"] for row in two] == list(range(1, 11))
     for name in ("loss", "norm", "learning_rate"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)

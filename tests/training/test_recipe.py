@@ -112,6 +112,12 @@ def test_a_plan_is_arithmetic() -> None:
     assert plan.epoch(5) == 2.0
 
 
+def test_tenths_of_an_epoch_are_ten_to_an_epoch() -> None:
+    plan = Plan.of(Recipe(epochs=3, batch_size=100, save_every=0.1), 1000)
+    assert [step for step in range(1, 31) if plan.saves(step)] == list(range(1, 31))
+    assert Plan.of(Recipe(epochs=1.1, batch_size=10), 100).steps == 11
+
+
 def test_a_long_plan_notes_about_two_thousand_steps() -> None:
     plan = Plan.of(Recipe(epochs=300, batch_size=1024), 1_281_167)
     assert plan.steps == 375_342

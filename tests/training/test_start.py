@@ -55,6 +55,17 @@ def test_the_record_says_how_pictures_are_prepared_and_what_the_classes_are() ->
     assert model.training
 
 
+def test_what_is_judged_is_cut_as_published() -> None:
+    """DeiT's: the shorter side to 256, the middle 224 of it, bicubic."""
+    recipe = replace(
+        FRESH, image_size=(224, 224), network={**NARROW, "patch_size": (56, 56)}, filter="bicubic", crop_share=0.875
+    )
+    prepared = model_for(recipe, ("x",)).record.preprocessing
+    assert prepared is not None
+    assert (prepared.resize, prepared.size, prepared.crop) == ("shortest_edge", (256, 256), (224, 224))
+    assert prepared.interpolation == "bicubic"
+
+
 def test_xavier_has_the_deviation_of_its_paper() -> None:
     recipe = replace(FRESH, network={**NARROW, "width": 64, "mlp_width": 192}, initialisation="xavier")
     weight = model_for(recipe, ("x",)).state_dict()["blocks.0.mlp.up.weight"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import numbers
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -16,14 +17,16 @@ _T = TypeVar("_T")
 
 
 def check_choices(config: Any) -> None:
-    """Refuse a field annotated as a `Literal` that holds none of its values.
+    """Refuse a field annotated as a `Literal`, or as a union with one, that holds none of its values.
 
     Raises:
         UnknownNameError: naming the field and the nearest value.
     """
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise UnknownNameError(f"{name} of a {type(config).__name__}", getattr(config, name), map(str, get_args(hint)))
+        value = getattr(config, name)
+        among = next((one for one in (hint, *get_args(hint)) if get_origin(one) is Literal), None)
+        if among is not None and value not in get_args(among) and (among is hint or isinstance(value, str)):
+            raise UnknownNameError(f"{name} of a {type(config).__name__}", value, map(str, get_args(among)))
 
 
 def restored(kind: type[_T], told: Any, where: str, file: str) -> _T:
@@ -99,9 +102,10 @@ def value_of(kind: Any, given: Any, name: str) -> Any:
         raise UnknownNameError(f"value of {name}", given, map(str, args))
     if origin is tuple:
         parts = _literally(f"({given.strip('()[] ')},)") if isinstance(given, str) else given
-        kinds = [args[0]] * len(parts) if args[-1] is Ellipsis else list(args) if isinstance(parts, tuple | list) else []
-        if isinstance(parts, tuple | list) and len(parts) == len(kinds):
-            return tuple(value_of(one, part, name) for one, part in zip(kinds, parts, strict=True))
+        several = parts if isinstance(parts, tuple | list) else ()
+        kinds = [args[0]] * len(several) if args[-1] is Ellipsis else list(args)
+        if several and len(several) == len(kinds):
+            return tuple(value_of(one, part, name) for one, part in zip(kinds, several, strict=True))
     elif kind is str and isinstance(given, str):
         return given
     elif kind is bool:
@@ -113,7 +117,7 @@ def value_of(kind: Any, given: Any, name: str) -> Any:
         whole = as_integer(number)
         if kind is int and whole is not None:
             return whole
-        if kind is float and (whole is not None or isinstance(number, float)):
+        if kind is float and not isinstance(number, bool) and isinstance(number, numbers.Real):
             return float(number)
     raise UsageError(f"{name} takes {_in_words(kind)}; {given!r} came.")
 
@@ -122,7 +126,7 @@ def _literally(text: str) -> Any:
     """A text as the Python value it spells, else as itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "none": None}.get(text.casefold(), text)
 
 

@@ -41,7 +41,11 @@ from PIL import (
 from vitral.base.fetch import fetch
 from vitral.errors import FetchError, PictureError, UsageError
 
-__all__ = ["MAX_PIXELS", "Picture", "PictureSource", "read_picture"]
+__all__ = ["MAX_PIXELS", "PICTURE_SUFFIXES", "Picture", "PictureSource", "read_picture"]
+
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+PICTURE_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".jp2"))
+"""The suffixes of files that are taken for pictures, in lower case."""
 
 MAX_PIXELS = 178_956_970  # where Pillow itself begins to refuse: half a gigabyte of RGB
 

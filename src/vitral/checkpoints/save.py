@@ -34,7 +34,7 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
     Args:
         model: a model of ours.
         directory: where to; made if it is not there. A checkpoint that is there is replaced, other files stay.
-        layout: "vitral", "transformers" or "timm".
+        layout: "vitral", "transformers", "timm" or "shi-labs".
 
     Returns:
         The directory.

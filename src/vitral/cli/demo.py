@@ -16,6 +16,7 @@ from rich.console import Console
 from vitral import __version__
 from vitral.base import page
 from vitral.base.disk import staging
+from vitral.checkpoints.box import BOXED
 from vitral.checkpoints.save import save_model
 from vitral.cli.train import Watched
 from vitral.data.digits import Digits, read_digits
@@ -31,6 +32,7 @@ __all__ = ["demo"]
 _ENLARGED = 16  # times, for digits that are looked at as files
 _PER_DIGIT = 2  # files
 _LOOKED_INTO = "8-1.png"  # the one that the second page is about
+_PHOTOGRAPH = "photograph.png"
 _SHOWN = 80  # tiles before the rest is folded away
 
 
@@ -70,6 +72,7 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
         (room / "index.html").write_text(told, encoding="utf-8")
         inside = explanation_page(load(room / "checkpoint"), room / "digits" / _LOOKED_INTO, top_k=3)
         (room / "inside.html").write_text(inside, encoding="utf-8")
+        boxed = _by_the_box(room / _PHOTOGRAPH)
         _move_in(room, out)
 
     console.print(
@@ -80,7 +83,21 @@ def demo(out: Path, *, seed: int, threads: int, quick: bool) -> None:
     left = {"page": "index.html", "look inside": "inside.html", "checkpoint": "checkpoint", "digits": "digits"}
     for name, file in left.items():
         console.print(f"  {name:<12} {out / file}", markup=False, soft_wrap=True)
+    console.print(f"\n{boxed} {out / _PHOTOGRAPH}", markup=False, soft_wrap=True)
     console.print(f"\nNext: {_next_command(out)}", markup=False, soft_wrap=True)
+
+
+def _by_the_box(drawing: Path) -> str:
+    """What the model that comes with the package says of a photograph, drawn below it."""
+    from sklearn.datasets import load_sample_image
+
+    predictor = load(BOXED)
+    answer = predictor(load_sample_image("china.jpg"))
+    answer.draw(top=3).save(drawing)
+    return (
+        f"The model in the box knows {len(predictor.record.labels)} things. A palace by a lake is none of them; its best "
+        f"guess is {answer.labels[0]!r} ({answer.scores[0]:.0%}):"
+    )
 
 
 def _move_in(room: Path, out: Path) -> None:

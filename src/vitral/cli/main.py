@@ -99,6 +99,21 @@ def run() -> None:
         gc.freeze()
 
 
+# Options that several commands have.
+_Checkpoint = Annotated[
+    str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
+]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")]
+_Architecture = Annotated[
+    str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
+]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
+_Exact = Annotated[
+    bool, typer.Option("--exact", help="Decode large JPEGs whole: slower, and equal to the peers to the last bit.")
+]
+
+
 def _version(asked: bool) -> bool:
     if asked:
         typer.echo(f"vitral {__version__}")
@@ -138,18 +153,14 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for drawings (or features) and predictions.jsonl.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    batch_size: _BatchSize = 8,
+    device: _Device = None,
     task: Annotated[
         str | None, typer.Option(help="image-classification or image-feature-extraction; what the model can do.")
     ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
-    ] = None,
+    architecture: _Architecture = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Decode large JPEGs whole: slower, and equal to the peers to the last bit.")
-    ] = False,
+    exact: _Exact = False,
 ) -> None:
     """Say what pictures show.
 
@@ -193,9 +204,7 @@ _HOW = (
 @app.command()
 def explain(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="A picture: a file or an address.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
-    ],
+    model: _Checkpoint,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The page's file; by default PICTURE's name and .explained.html."),
@@ -208,10 +217,8 @@ def explain(
     layer: Annotated[str | None, typer.Option(help="For methods that look at one layer: its number or name.")] = None,
     head: Annotated[str | None, typer.Option(help="For methods that look at heads: a number, mean or max.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes the page explains.")] = 5,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
-    ] = None,
+    device: _Device = None,
+    architecture: _Architecture = None,
 ) -> None:
     """Show what a model looks at in a picture.
 
@@ -263,7 +270,7 @@ def train(
         str | None, typer.Option(help="What to judge by: a path, or a share such as 0.1; by default the split DATA has.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form, to see the whole way.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    device: _Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard as well.")] = False,
 ) -> None:
@@ -302,27 +309,21 @@ def evaluate(
         str,
         typer.Argument(metavar="DATA", help="Pictures: a folder with one per class, an archive, a manifest, or digits."),
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
-    ],
+    model: _Checkpoint,
     split: Annotated[str | None, typer.Option(help="train, val or test, where DATA has several.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    as_json: _AsJson = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for evaluation.html, evaluation.json and predictions.csv.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
+    batch_size: _BatchSize = 64,
+    device: _Device = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (autocast); float32.")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 reads in this one.")] = 0,
     bad_pictures: Annotated[
         str, typer.Option(help="Pictures that cannot be read: refuse, or skip (and name them).")
     ] = "refuse",
-    architecture: Annotated[
-        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
-    ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Decode large JPEGs whole: slower, and equal to the peers to the last bit.")
-    ] = False,
+    architecture: _Architecture = None,
+    exact: _Exact = False,
 ) -> None:
     """Say how good a classifier is on labelled pictures.
 
@@ -355,24 +356,20 @@ def evaluate(
 @app.command()
 def probe(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled pictures: a folder, an archive or a manifest.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name).")
-    ],
+    model: _Checkpoint,
     feature: Annotated[
         str, typer.Option(help="Which vector: pooled, class_token, mean_patches or class_and_mean.")
     ] = "pooled",
     neighbours: Annotated[bool, typer.Option("--knn", help="Ask the nearest training pictures as well.")] = False,
     k: Annotated[int, typer.Option("-k", min=1, help="How many of them.")] = 20,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the features for another time.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    as_json: _AsJson = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the model with the probe as its classifier.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; a GPU where there is one.")] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="The network, where a bare weights file does not say (see `vitral models`).")
-    ] = None,
+    batch_size: _BatchSize = 64,
+    device: _Device = None,
+    architecture: _Architecture = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
 ) -> None:
     """Say how good a frozen model's features are for pictures of yours.
@@ -411,7 +408,7 @@ def check_data(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help='A folder, a tar archive, a manifest (CSV, JSONL) or "digits".')
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")] = False,
+    as_json: _AsJson = False,
     num_workers: Annotated[int | None, typer.Option(min=1, help="Threads that read; one per processor, up to 8.")] = None,
 ) -> None:
     """Read every picture once and say what is wrong.

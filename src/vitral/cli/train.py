@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vitral.base.device import default_workers, resolve_device
 from vitral.base.disk import write_whole
 from vitral.checkpoints.load import load_model
 from vitral.data.splits import Splits, read_splits
-from vitral.errors import UsageError
+from vitral.errors import UnknownNameError, UsageError
 from vitral.recipes.catalogue import RECIPES, recipe_for, train_on
 from vitral.training.board import Board
 from vitral.training.evaluate import Evaluation, evaluate
@@ -23,8 +26,6 @@ from vitral.training.recipe import Recipe, options_of
 from vitral.training.report import training_page
 
 __all__ = ["list_recipes", "options_from", "train"]
-
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143}  # what a shell reports for a program that they ended
 
 
 def train(
@@ -45,6 +46,8 @@ def train(
     Returns:
         The exit code: 0, or that of the signal that asked it to stop.
     """
+    if data.startswith("--"):
+        raise UsageError("The pictures come first: vitral train photos/ --epochs 10")
     if threads is not None:
         torch.set_num_threads(threads)
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
@@ -52,19 +55,16 @@ def train(
     chosen = recipe_for(recipe, model=model, quick=quick, **options_from(extra))
     splits = read_splits(data, _share_or_path(held_out))
     console.print(_told(chosen, splits, out), soft_wrap=True)
-    board = Board(out / "tensorboard") if tensorboard and first else None
-    with Watched(console) as watched:
+    with Watched(console) as watched, Board(out / "tensorboard") if tensorboard and first else nullcontext() as board:
         trained = train_on(splits, chosen, out=out, device=device, watch=_both(watched, board))
-    if board is not None:
-        board.close()
     if trained.stopped:
         console.print(
             f"Stopped by {trained.stopped} after step {trained.steps:,}; everything is saved. The same command goes on.",
             soft_wrap=True,
         )
-        return _SIGNALS.get(trained.stopped, 1)
+        return 128 + signal.Signals[trained.stopped] if trained.stopped in signal.Signals.__members__ else 1
     if first:
-        _finish(console, out, chosen, splits, trained)
+        _finish(console, out, chosen, splits, trained, device)
     return 0
 
 
@@ -77,11 +77,18 @@ def _told(recipe: Recipe, splits: Splits, out: Path) -> str:
     )
 
 
-def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained: Trained) -> None:
+def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained: Trained, device: str | int | None) -> None:
     """The page, and what to do next."""
     evaluation: Evaluation | None = None
     if splits.held_out is not None:
-        evaluation = evaluate(load_model(out / "best"), splits.held_out, bad_pictures=recipe.bad_pictures)
+        evaluation = evaluate(
+            load_model(out / "best"),
+            splits.held_out,
+            batch_size=recipe.batch_size,
+            device=resolve_device(device),
+            workers=default_workers(computing=1) if recipe.workers is None else recipe.workers,
+            bad_pictures=recipe.bad_pictures,
+        )
     rows = read(out / "journal.jsonl")
     page = training_page(rows, evaluation, splits.held_out, options_of(recipe))
     write_whole(out / "training.html", page.encode())
@@ -117,8 +124,9 @@ def options_from(extra: Sequence[str]) -> dict[str, str]:
     for word in extra:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
             if name in options:
-                raise UsageError(f"--{name} was given twice.")
+                raise UsageError(f"--{name.replace('_', '-')} was given twice.")
             options[name] = value if equals else "yes"
             name = None if equals else name
         elif name is not None:
@@ -131,7 +139,7 @@ def options_from(extra: Sequence[str]) -> dict[str, str]:
 class Watched:
     """A progress bar, and a line for every epoch above it."""
 
-    def __init__(self, console: Console, unit: str = "") -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -143,7 +151,7 @@ class Watched:
             console=console,
             transient=True,
         )
-        self.bar: int | None = None
+        self.bar: TaskID | None = None
 
     def __enter__(self) -> Watched:
         self.progress.start()
@@ -159,7 +167,7 @@ class Watched:
         if self.bar is None:
             self.bar = self.progress.add_task("", total=event.steps, completed=event.step - 1, loss=0.0, rate=0.0, speed=0.0)
         self.progress.update(
-            self.progress.task_ids[0],
+            self.bar,
             completed=event.step,
             description=f"step {event.step:,} of {event.steps:,}",
             loss=event.loss,
@@ -192,8 +200,6 @@ def _both(watched: Watched, board: Board | None) -> Callable[[Step | Epoch], Non
 
 def list_recipes(name: str | None) -> None:
     """All recipes with the first line of their story, or one with every option."""
-    from vitral.errors import UnknownNameError
-
     console = Console(highlight=False, soft_wrap=True)
     if name is None:
         for one, function in RECIPES.items():

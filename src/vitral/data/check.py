@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image, ImageFile
 
+from vitral.base.device import default_workers
 from vitral.base.image import PictureSource
 from vitral.base.numbers import whole_number
 from vitral.data.pictures import PictureSet
@@ -179,7 +180,7 @@ def check(
         UsageError: the source cannot be understood, the sets do not have the same classes, or `workers` is no number of
             threads.
     """
-    threads = min(8, os.cpu_count() or 1) if workers is None else whole_number("workers", workers)
+    threads = default_workers() if workers is None else whole_number("workers", workers)
     sets = _sets(data)
     total = sum(map(len, sets.values()))
     seen: dict[str, list[_Seen]] = {split: [_Seen()] * len(pictures) for split, pictures in sets.items()}

@@ -28,7 +28,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitral.data.augment.chain import TrainingInput, generator_of
+from vitral.base.chance import generator_of
+from vitral.data.augment.chain import TrainingInput
 from vitral.data.augment.mixing import mix
 from vitral.data.pictures import BadPictures, PictureSet
 from vitral.errors import PictureError, UsageError
@@ -55,7 +56,7 @@ class Order:
     """The endless row of pictures.
 
     With repeats (Hoffer et al. 2020, "Augment your batch"), each picture stands `repeats` times within 2 · repeats
-    positions, its neighbours in pairs (0, 1), (2, 3), … always another picture, since pairs are what gets mixed:
+    positions, its neighbours in pairs (0, 1), (2, 3), … another picture of the same pass, since pairs are what gets mixed:
     a b a b a b c d c d c d for three.
 
     Attributes:
@@ -145,7 +146,7 @@ class _Reader(Dataset[Batch | PictureError]):
     def __getitem__(self, positions: range) -> Batch | PictureError:
         inputs: list[Tensor] = []
         places: list[int] = []
-        skipped: list[str] = []
+        skipped: list[PictureError] = []
         for position in positions:
             place = self.order[position]
             try:
@@ -153,15 +154,15 @@ class _Reader(Dataset[Batch | PictureError]):
             except PictureError as error:
                 if self.bad_pictures == "refuse":
                     return error  # an exception would lose its class on the way from a worker
-                skipped.append(str(error))
+                skipped.append(error)
                 continue
             inputs.append(self.prepare(picture, generator_of(self.order.seed, place.turn, 1, place.picture, place.repeat)))
             places.append(position)
         if not inputs:
-            return PictureError(skipped[0].split(":")[0], f"Not one picture of a batch could be read. {skipped[0]}")
+            return PictureError(skipped[0].name, f"{skipped[0].reason} No picture of its part of the batch could be read.")
         pixels = torch.stack(inputs)
         targets = torch.from_numpy(self.pictures.labels[[self.order[position].picture for position in places]])
-        return self._mixed(pixels, targets, places, tuple(skipped))
+        return self._mixed(pixels, targets, places, tuple(map(str, skipped)))
 
     def _mixed(self, pixels: Tensor, targets: Tensor, places: Sequence[int], skipped: tuple[str, ...]) -> Batch:
         """Neighbours blended, where the augmentation says so; the generator is that of the pair's position."""
@@ -177,9 +178,9 @@ class _Reader(Dataset[Batch | PictureError]):
 
 
 def _undisturbed(_: int) -> None:
-    """Leave it to the training what Ctrl-C means; a worker that died of it would take the last step's pictures along."""
+    """Leave it to the training what signals mean; a worker that died of one would take the last step's pictures along."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def batches(

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitral.base.image import PICTURE_SUFFIXES
 from vitral.errors import UsageError
 
 __all__ = [
-    "PICTURE_SUFFIXES",
     "SPLITS",
     "WHOLE",
     "Listing",
@@ -34,10 +34,6 @@ __all__ = [
     "some",
     "walk",
 ]
-
-_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
-PICTURE_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".jp2"))
-"""The suffixes of files that are taken for pictures, in lower case."""
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The names that a split may have, in lower case, and the one that it has here."""

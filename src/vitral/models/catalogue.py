@@ -13,7 +13,7 @@ from vitral.models.backbones import cct, vit
 from vitral.models.network import Network
 from vitral.models.record import Record
 
-__all__ = ["CATALOGUE", "FAMILIES", "Entry", "Family", "create_model", "list_models"]
+__all__ = ["CATALOGUE", "FAMILIES", "Entry", "Family", "configured", "create_model", "list_models"]
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,29 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     if name not in CATALOGUE:
         raise UnknownNameError("model", name, CATALOGUE)
     entry = CATALOGUE[name]
-    known = [field.name for field in fields(entry.config)]
-    for option in overrides:
-        if option not in known:
-            raise UnknownNameError(f"field of {type(entry.config).__name__}", option, known)
-        if isinstance(overrides[option], int) and option.endswith("_size"):
-            overrides[option] = (overrides[option],) * 2  # image_size=384
-        elif isinstance(overrides[option], list):
-            overrides[option] = tuple(overrides[option])
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    model = entry.build(replace(entry.config, **overrides))
+    model = entry.build(configured(entry.config, overrides))
     model.record = Record(architecture=name, preprocessing=_usual_preprocessing(model.config))
     return model
+
+
+def configured(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """A configuration with some fields changed; one number for a size is a square, and a list will do for a tuple.
+
+    Raises:
+        UnknownNameError: no such field; the message names the nearest.
+        UsageError: a value that does not fit the others.
+    """
+    known = [field.name for field in fields(config)]
+    changed: dict[str, Any] = {}
+    for option, value in overrides.items():
+        if option not in known:
+            raise UnknownNameError(f"field of {type(config).__name__}", option, known)
+        if isinstance(value, int) and option.endswith("_size"):
+            value = (value, value)  # image_size=384
+        changed[option] = tuple(value) if isinstance(value, list) else value
+    return replace(config, **changed)
 
 
 def _usual_preprocessing(config: Any) -> Preprocessing | None:

@@ -13,12 +13,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from vitral.base.image import PICTURE_SUFFIXES
 from vitral.errors import PictureError, UsageError
 
 __all__ = ["Sources", "sources_of"]
-
-_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
-_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".jp2"))
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def _named(inputs: str | Path) -> Sources:
         return Sources("one", [inputs])
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - unlike pathlib's, it lets a stranger's home be
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
         if not files:
             raise PictureError(text, "The folder holds no picture files.")
         return Sources("many", files)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from vitral.base.device import default_workers
 from vitral.errors import UsageError
 
 __all__ = ["batched", "overlapped"]
@@ -39,7 +39,7 @@ def overlapped(
 
 
 def _overlapped(drawn: Iterator[_In], work: Callable[[_In], _Out], ahead: int, workers: int | None) -> Iterator[_Out]:
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="vitral-read") as pool:
+    with ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="vitral-read") as pool:
         waiting: deque[Future[_Out]] = deque()
 
         def draw() -> None:

@@ -28,7 +28,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 """Name → recipe, the usual ones first."""
 
 
-def recipe_for(name: str | None, *, model: str | None = None, quick: bool = False, **options: Any) -> Recipe:
+def recipe_for(name: str | None, /, *, model: str | None = None, quick: bool = False, **options: Any) -> Recipe:
     """A recipe by name, or the usual one for a model, with options changed.
 
     Args:

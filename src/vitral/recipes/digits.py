@@ -51,6 +51,7 @@ def digits(*, quick: bool = False) -> Recipe:
         warmup_epochs=0.8 if quick else 5,
         objective=Objective(label_smoothing=0.1),
         augment=still if quick else Augmentation(crop="none", flip=0.0, shift=0.5 / 8, turn=5.0, fill="black"),
-        evaluate_every=1,
+        workers=0,
+        evaluate_every=2 if quick else 5,
         save_every=10,
     )

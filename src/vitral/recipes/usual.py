@@ -33,6 +33,7 @@ def finetune(*, quick: bool = False) -> Recipe:
         objective=Objective(label_smoothing=0.1),
         drop_path=0.1,
         augment=Augmentation(crop_scale=(0.4, 1.0), brightness=0.2, contrast=0.2, saturation=0.2),
+        workers=0 if quick else None,
     )
 
 
@@ -60,4 +61,5 @@ def scratch(*, quick: bool = False) -> Recipe:
         drop_path=0.1,
         augment=Augmentation(crop_scale=(0.25, 1.0), rand_augment=2, magnitude=7, mixup=0.2, cutmix=0.5),
         ema=0.999,
+        workers=0 if quick else None,
     )

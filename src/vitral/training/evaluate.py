@@ -29,7 +29,7 @@ from vitral.errors import PictureError, UnknownNameError, UsageError, VitralErro
 from vitral.models.record import Record
 from vitral.tasks.classification import metrics
 
-__all__ = ["Decoding", "Evaluation", "evaluate"]
+__all__ = ["Decoding", "Evaluation", "check_fits", "evaluate"]
 
 Decoding = Literal["fast", "exact"]
 """Whether a large JPEG is read at a fraction of its size where that is enough, or always whole."""
@@ -302,6 +302,17 @@ def evaluate(
         skipped=tuple(skipped),
         seconds=time.perf_counter() - started,
     )
+
+
+def check_fits(model: nn.Module, pictures: PictureSet) -> None:
+    """Refuse, before any work, a model that cannot be judged by these pictures.
+
+    Raises:
+        UsageError: the model has no classes or its classes do not fit, nobody said how pictures are prepared for it, or
+            there are no pictures.
+    """
+    record, _, count = _checked_model(model)
+    _columns(record, count, pictures)
 
 
 def _checked_model(model: nn.Module) -> tuple[Record, Preprocessing, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from vitral.base.device import resolve_device
+from vitral.base.device import default_workers, resolve_device
 from vitral.base.disk import exchange, staging, write_whole
 from vitral.base.numbers import all_finite, whole_number
 from vitral.data.archive import Archive
@@ -75,7 +74,7 @@ def features_of(
     """
     _check(model, pictures, feature)
     count, batch_size = len(pictures), whole_number("batch_size", batch_size)
-    threads = min(8, os.cpu_count() or 1) if workers is None else whole_number("workers", workers, least=0)
+    threads = default_workers() if workers is None else whole_number("workers", workers, least=0)
     told = on_progress or (lambda done, of: None)
     kept = None if cache is None else _Cache(Path(cache).expanduser(), _key(model, pictures, feature), count)
     if kept is not None and (whole := kept.whole()) is not None:

@@ -27,7 +27,7 @@ from vitral.training.recipe import Recipe, options_of
 
 __all__ = ["Keeper"]
 
-# What may differ when a training goes on: nothing that the weights depend on.
+# What may differ when a training goes on: how it is computed and watched, and what becomes of broken pictures.
 _FREE = ("name", "workers", "bad_pictures", "save_every", "evaluate_every", "keep", "compile", "checkpointing")
 
 
@@ -38,19 +38,22 @@ class Keeper:
         out: the folder, made if it is not there; None to write nothing.
         recipe: what is trained with.
         pictures: what is trained on.
+        held_out: what it is judged by.
         writes: whether this is the process that writes; the others only read.
 
     Raises:
         UsageError: the folder holds a training of other pictures or with other options, or something else.
     """
 
-    def __init__(self, out: Path | None, recipe: Recipe, pictures: PictureSet, *, writes: bool = True) -> None:
+    def __init__(
+        self, out: Path | None, recipe: Recipe, pictures: PictureSet, held_out: PictureSet | None, *, writes: bool = True
+    ) -> None:
         self.out, self.writes = out, writes and out is not None
         self.checkpoints: Checkpoints | None = None
         self.journal: Journal | None = None
         if out is None:
             return
-        asked = {"recipe": options_of(recipe), "pictures": {"name": pictures.name, "fingerprint": pictures.fingerprint}}
+        asked = {"recipe": options_of(recipe), "pictures": _named(pictures), "held_out": held_out and _named(held_out)}
         _check_same(out, asked)
         self.checkpoints = Checkpoints(out, keep=recipe.keep)
         if self.writes:
@@ -91,14 +94,19 @@ class Keeper:
             save_model(model, self.out / "last")
 
 
+def _named(pictures: PictureSet) -> dict[str, str]:
+    return {"name": pictures.name, "fingerprint": pictures.fingerprint}
+
+
 def _check_same(out: Path, asked: dict[str, Any]) -> None:
     """Refuse to go on with another training than the one in the folder."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; a training needs a folder.")
     told = out / "recipe.json"
     if not told.exists():
-        if any(out.glob("step-*")):
-            raise UsageError(f"{out} holds checkpoints, but no recipe.json that says of what. Give another folder.")
+        for name in ("step-*", "best", "last", "journal.jsonl"):
+            if any(out.glob(name)):
+                raise UsageError(f"{out} holds {name}, but no recipe.json of a training that wrote it. Give another folder.")
         return
     try:
         before = json.loads(told.read_text())
@@ -106,6 +114,8 @@ def _check_same(out: Path, asked: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{told} cannot be read as the recipe of a training. Give another folder.") from error
     asked = json.loads(json.dumps(asked))  # as JSON has it
+    if before.get("held_out") != json.loads(json.dumps(asked["held_out"])):
+        raise UsageError(f"{out} holds a training that is judged by other pictures. Give the same ones, or another folder.")
     if pictures["fingerprint"] != asked["pictures"]["fingerprint"]:
         raise UsageError(
             f"{out} holds a training on other pictures ({pictures['name']}); files were added, removed or renamed since, or "

@@ -9,14 +9,13 @@ for each step:                            the learning rate is a function of the
 ```
 
 All that a training knows is its step and the tensors of its checkpoint, so one that was killed goes on as though nothing
-had happened, to the bit on one machine.
+had happened: to the bit, on one machine's processors.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -25,23 +24,25 @@ from pathlib import Path
 
 import torch
 
+from vitral.base.chance import seed_of
+from vitral.base.device import default_workers
 from vitral.data.augment.chain import TrainingInput
 from vitral.data.loader import Share, batches
 from vitral.data.pictures import PictureSet
 from vitral.errors import TrainingError, UsageError
 from vitral.models.network import Network
 from vitral.models.record import Training
-from vitral.training.evaluate import Evaluation, evaluate
+from vitral.training.evaluate import Evaluation, check_fits, evaluate
 from vitral.training.keeper import Keeper
 from vitral.training.learner import Learner
 from vitral.training.memory import recomputed
 from vitral.training.optim import training_mode
-from vitral.training.plan import Plan, seed_of
+from vitral.training.plan import Plan
 from vitral.training.processes import Processes
 from vitral.training.recipe import Recipe
 from vitral.training.schedule import Schedule
 from vitral.training.start import Teacher
-from vitral.training.stopping import listening
+from vitral.training.stopping import Stop, listening
 
 __all__ = ["Epoch", "Step", "Trained", "fit"]
 
@@ -54,7 +55,7 @@ class Step:
         step: which one, from 1.
         steps: how many there will be.
         epoch: how often as many pictures were seen as there are.
-        loss: the mean over the batch.
+        loss: the mean over the pictures of the batch.
         learning_rate: the rate it was taken with.
         norm: of the whole gradient, before clipping.
         seconds: spent in training so far, also before an interruption; evaluating and saving are not counted.
@@ -103,7 +104,7 @@ class Trained:
         steps: taken in all.
         seconds: spent in training in all.
         epochs: the stretches of this run, without those before an interruption.
-        evaluation: of the last step, where pictures were held out.
+        evaluation: of the last look, where pictures were held out.
         stopped: the signal that ended it early, or None.
     """
 
@@ -145,9 +146,10 @@ def fit(
 ) -> Trained:
     """Train a classifier in place.
 
-    The same model, pictures and recipe give the same weights to the bit on one machine, in one go or with interruptions,
-    whatever the number of workers. Several processes give the same up to the order of sums, unless the model itself draws
-    random numbers (dropout, stochastic depth), which each process does for its own part.
+    The same model, pictures and recipe give the same weights, in one go or with interruptions, whatever the number of
+    workers: to the bit on one machine's processors with as many threads (a GPU adds up in changing order). Several processes
+    give the same up to the order of sums, unless the model itself draws random numbers (dropout, stochastic depth), which
+    each process does for its own part.
 
     Args:
         model: as `training.start.model_for` makes it: its head is for the classes of the pictures, and its record says how
@@ -171,9 +173,11 @@ def fit(
     share = Share(batch_size=recipe.batch_size, rank=processes.rank, processes=processes.count, pieces=recipe.accumulate)
     plan = Plan.of(recipe, len(pictures))
     rate_at = Schedule(kind=recipe.schedule, steps=plan.steps, warmup_steps=plan.warmup_steps, floor=recipe.final_rate)
-    prepare = _prepared(model, recipe)
+    prepare = _input_of(model, recipe)
+    if held_out is not None:
+        check_fits(model, held_out)  # now rather than after the first epoch
     learner = Learner.of(model.to(processes.device), recipe)
-    keeper = Keeper(out, recipe, pictures, writes=processes.is_first)
+    keeper = Keeper(out, recipe, pictures, held_out, writes=processes.is_first)
     tally, asked = _Tally(), 0.0
     epochs: list[Epoch] = []
     evaluation: Evaluation | None = None
@@ -182,9 +186,11 @@ def fit(
     if (saved := keeper.newest()) is not None:
         learner.load_state_dict(saved.state["learner"])
         tally = _Tally(**saved.state["tally"])
+    if processes.sums(tally.step) != [tally.step * processes.count]:
+        raise UsageError(f"The processes found different checkpoints in {out}. It must be one folder that all of them see.")
 
     with ExitStack() as stack:
-        stop = stack.enter_context(listening())
+        stop = stack.enter_context(listening() if out is not None else nullcontext(Stop()))  # else nothing could go on
         stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
         if recipe.checkpointing:
             stack.enter_context(recomputed(model.blocks))
@@ -206,9 +212,9 @@ def fit(
         clock = time.perf_counter()
         for pieces in coming:
             rate = recipe.learning_rate * rate_at(tally.step)
-            total = torch.zeros((), device=processes.device)
+            gathered = torch.zeros((), device=processes.device)
             for number, batch in enumerate(pieces):
-                torch.manual_seed(seed_of(recipe.seed, tally.step, number, processes.rank, 1))
+                torch.manual_seed(seed_of(recipe.seed, tally.step, 3, number, processes.rank))
                 pixels = batch.pixels.to(processes.device, non_blocking=True)
                 targets = batch.targets.to(processes.device, non_blocking=True)
                 last = number == len(pieces) - 1
@@ -218,10 +224,11 @@ def fit(
                         taught = teacher(pixels) if teacher is not None else None
                     part = recipe.objective(output, targets, taught).sum() / recipe.batch_size
                     (part * processes.count).backward()  # several processes average what they find
-                total += part.detach()
+                gathered += part.detach()
             norm = learner.gradient_norm()
             left_out = [sentence for batch in pieces for sentence in batch.skipped]
-            loss, skipped, asked = processes.sums(total, len(left_out), stop.asked is not None)  # all stop together
+            total, skipped, asked = processes.sums(gathered, len(left_out), stop.asked is not None)  # all stop together
+            loss = total * recipe.batch_size / (recipe.batch_size - skipped)  # the mean over those that were read
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _not_finite(tally.step + 1, plan, loss, norm, rate, out)
             learner.step(rate)
@@ -240,7 +247,7 @@ def fit(
             )
             if plan.notes(tally.step):
                 keeper.note("step", **asdict(step))
-            for sentence in left_out:
+            for sentence in processes.gathered(left_out) if skipped else ():
                 keeper.note("skipped", step=tally.step, reason=sentence)
             if watch is not None:
                 watch(step)
@@ -264,6 +271,9 @@ def fit(
     learner.settle()
     finished = tally.step == plan.steps
     if finished:
+        if not epochs:  # it was finished before
+            evaluation = _looked(model, held_out, recipe, processes)
+            model.record = replace(model.record, training=_told(recipe, pictures, plan, tally, evaluation))
         keeper.keep_last(model)
     processes.wait()
     return Trained(
@@ -276,7 +286,7 @@ def fit(
     )
 
 
-def _prepared(model: Network, recipe: Recipe) -> TrainingInput:
+def _input_of(model: Network, recipe: Recipe) -> TrainingInput:
     if model.record.preprocessing is None:
         raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
     return TrainingInput(recipe.augment, model.record.preprocessing, model.config.image_size)
@@ -286,14 +296,21 @@ def _workers(recipe: Recipe, processes: Processes) -> int:
     """As many as asked for; else the processors that computing leaves over, shared by all processes."""
     if recipe.workers is not None:
         return recipe.workers
-    return min(8, max(0, (os.cpu_count() or 1) // processes.count - 1))
+    return default_workers(processes=processes.on_this_machine, computing=1)
 
 
 def _looked(model: Network, held_out: PictureSet | None, recipe: Recipe, processes: Processes) -> Evaluation | None:
     """What the first process finds in the pictures held out; the others wait for it."""
     if held_out is None or not processes.is_first:
         return None
-    return evaluate(model, held_out, batch_size=recipe.batch_size, device=processes.device, bad_pictures=recipe.bad_pictures)
+    return evaluate(
+        model,
+        held_out,
+        batch_size=recipe.batch_size,
+        device=processes.device,
+        workers=_workers(recipe, processes),
+        bad_pictures=recipe.bad_pictures,
+    )
 
 
 def _closed(plan: Plan, tally: _Tally, evaluation: Evaluation | None) -> Epoch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -166,9 +166,8 @@ def build_optimizer(
         UnknownNameError: no such optimiser.
         UsageError: a number out of its range.
     """
-    known = ("adamw", "sgd", "lamb")
-    if name not in known:
-        raise UnknownNameError("optimizer", name, known)
+    if name not in get_args(OptimizerName):
+        raise UnknownNameError("optimizer", name, get_args(OptimizerName))
     _check_rates(learning_rate, momentum, betas, eps)
     eps = _USUAL_EPS.get(name) if eps is None else eps
     scaled = [{**group, "lr": learning_rate * group.get("lr_scale", 1.0)} for group in groups]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from vitral.training.recipe import Recipe
 
-__all__ = ["Plan", "seed_of"]
+__all__ = ["Plan"]
 
+_ROUNDING = 1e-9  # 3 · 0.1 is not 0.3
 _ROWS = 2000  # of single steps in a journal, at most about: enough for any curve that is looked at
 
 
@@ -37,7 +36,7 @@ class Plan:
     @classmethod
     def of(cls, recipe: Recipe, count: int) -> Plan:
         """The plan of a recipe for `count` pictures; the last step may look at a few pictures once more."""
-        steps = max(1, math.ceil(recipe.epochs * count / recipe.batch_size))
+        steps = max(1, math.ceil(recipe.epochs * count / recipe.batch_size - _ROUNDING))
         return cls(
             count=count,
             batch_size=recipe.batch_size,
@@ -65,9 +64,5 @@ class Plan:
 
     def _passes(self, done: int, every: float) -> bool:
         """Whether the step that led to `done` passed a multiple of `every` epochs, or is the last."""
-        return done == self.steps or math.floor(self.epoch(done) / every) > math.floor(self.epoch(done - 1) / every)
-
-
-def seed_of(*parts: int) -> int:
-    """One seed from several numbers, each choice of numbers a stream of its own (numpy's SeedSequence hashes them)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+        before, after = (math.floor(self.epoch(steps) / every + _ROUNDING) for steps in (done - 1, done))
+        return done == self.steps or after > before

@@ -38,6 +38,11 @@ class Processes:
         self.device: torch.device = self._accelerator.device if self._accelerator else resolve_device(device)
 
     @property
+    def on_this_machine(self) -> int:
+        """How many of them share this machine's processors."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self._accelerator else 1
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the one that writes and shows."""
         return self.rank == 0
@@ -57,6 +62,14 @@ class Processes:
         row = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=self.device)
         return cast(list[float], self._accelerator.reduce(row, "sum").tolist())
 
+    def gathered(self, sentences: list[str]) -> list[str]:
+        """The sentences of all processes; each must call this."""
+        if not self._accelerator:
+            return sentences
+        from accelerate.utils import gather_object
+
+        return cast(list[str], gather_object(sentences))
+
     def wait(self) -> None:
         """Go on when all processes have come here."""
         if self._accelerator:
@@ -71,7 +84,8 @@ def _accelerator(device: str | int | torch.device | None) -> Any:
         raise MissingExtraError("accelerate", "train", "train in several processes") from error
     # A token that stands in for masked patches has no part in a classifier's loss, and so no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    found = Accelerator(cpu=str(device) == "cpu", kwargs_handlers=[unused])
+    # What `accelerate config` says of precision and compiling is not asked: the recipe says it.
+    found = Accelerator(cpu=str(device) == "cpu", mixed_precision="no", dynamo_backend="no", kwargs_handlers=[unused])
     if found.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
             f"The processes were started for {found.distributed_type.value}; Vitral trains with a whole copy of the model "

@@ -40,6 +40,8 @@ class Recipe:
         mean: per channel, what is subtracted from pixels in [0, 1]; None for the model's own.
         std: per channel, what they are then divided by; None for the model's own.
         filter: what pictures are resized by when the trained model is judged and used; None for the model's own.
+        crop_share: how they are cut then: their middle, this share of what the shorter side is resized to (timm calls
+            it crop_pct); 1 for the largest square. None for the model's own way.
 
         epochs: how often the training sees as many pictures as there are.
         batch_size: pictures to a step of the optimiser, over all processes and parts together.
@@ -57,7 +59,7 @@ class Recipe:
         final_rate: the share of the peak at which the fall ends.
         clip: the largest norm of the gradient; None for no clipping.
         frozen_depth: how much of the network stays as it is, from the input: 1 the embedding, 2 the first block as well, and
-            so on; "body" is all but the head.
+            so on; "body" is all but the last norm and the head.
 
         objective: what is made small.
         teacher: the checkpoint that distillation learns from.
@@ -88,6 +90,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     filter: Interpolation | None = None
+    crop_share: float | None = None
 
     epochs: float = 100.0
     batch_size: int = 128
@@ -116,7 +119,7 @@ class Recipe:
     precision: Precision = "fp32"
     compile: bool = False
     checkpointing: bool = False
-    workers: int | None = 0
+    workers: int | None = None
     bad_pictures: BadPictures = "refuse"
     evaluate_every: float = 1.0
     save_every: float = 1.0
@@ -126,7 +129,8 @@ class Recipe:
         check_choices(self)
         for name in ("batch_size", "accumulate", "keep"):
             whole_number(name, getattr(self, name))
-        whole_number("seed", self.seed, least=0)
+        if whole_number("seed", self.seed, least=0) >= 2**63:
+            raise UsageError(f"seed must be less than 2**63; {self.seed} came.")
         if self.workers is not None:
             whole_number("workers", self.workers, least=0)
         if self.frozen_depth != "body":
@@ -146,6 +150,7 @@ _ENDLESS = float("inf")
 # Least, and what is just beyond the most.
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (0.0, 1e6),
+    "crop_share": (0.1, 1.0 + 1e-12),
     "learning_rate": (0.0, 1e3),
     "momentum": (0.0, 1.0),
     "beta2": (0.0, 1.0),
@@ -200,6 +205,8 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
         name = given.replace("-", "_")
         if name == "image_size" and as_integer(value_of(None, value, given)) is not None:
             value = (value_of(int, value, given),) * 2  # one number for squares
+        if name in ("network.image_size", "network.num_classes"):
+            raise UsageError(f"{given} is not set so: --image-size is an option of its own, and the data say the classes.")
         if name.startswith("network."):
             network[name.removeprefix("network.")] = value_of(None, value, given)
             continue

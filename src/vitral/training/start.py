@@ -10,14 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitral.base.config import check_choices
+from vitral.base.chance import seed_of
 from vitral.checkpoints.load import load_model
 from vitral.data.pictures import PictureSet
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.catalogue import CATALOGUE, create_model
+from vitral.models.catalogue import CATALOGUE, configured, create_model
 from vitral.models.network import Network
-from vitral.training.plan import seed_of
 from vitral.training.recipe import Recipe
 
 __all__ = ["Teacher", "model_for", "teacher_for"]
@@ -33,7 +32,6 @@ def model_for(recipe: Recipe, classes: tuple[str, ...]) -> Network:
         UsageError: the network takes no such value.
         CheckpointError: the checkpoint cannot be read.
     """
-    check_choices(recipe)
     size = recipe.image_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(recipe.seed, 0))
@@ -63,7 +61,7 @@ def _loaded(recipe: Recipe) -> Any:
     wanted = dict(recipe.network) | _paths(recipe)
     if not wanted:
         return model
-    changed = type(model)(replace(model.config, **wanted))
+    changed = type(model)(configured(model.config, wanted))
     try:
         changed.load_state_dict(model.state_dict())
     except RuntimeError as error:
@@ -76,7 +74,7 @@ def _loaded(recipe: Recipe) -> Any:
 
 
 def _prepared(recipe: Recipe, model: Any) -> Preprocessing:
-    """How pictures are prepared: as the model's record says, with the recipe's mean and deviation."""
+    """How pictures are prepared: as the model's record says, with what the recipe changes."""
     told: Preprocessing | None = model.record.preprocessing
     if told is None:
         raise UsageError(
@@ -86,7 +84,13 @@ def _prepared(recipe: Recipe, model: Any) -> Preprocessing:
         told = replace(told, mean=recipe.mean)
     if recipe.std is not None:
         told = replace(told, std=recipe.std)
-    return told if recipe.filter is None else replace(told, interpolation=recipe.filter)
+    if recipe.filter is not None:
+        told = replace(told, interpolation=recipe.filter)
+    if recipe.crop_share is not None:
+        size = model.config.image_size
+        covered = round(size[0] / recipe.crop_share), round(size[1] / recipe.crop_share)
+        told = replace(told, resize="shortest_edge", size=covered, crop=size)
+    return told
 
 
 class Teacher(nn.Module):

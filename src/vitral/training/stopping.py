@@ -24,7 +24,7 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Note SIGTERM and the first SIGINT (Ctrl-C) instead of ending at once; a second one ends at once.
+    """Note SIGTERM and SIGINT (Ctrl-C) instead of ending at once; a Ctrl-C after another signal ends at once.
 
     Only the main thread of a program is told of signals; in another one this listens to nothing.
     """
@@ -34,7 +34,7 @@ def listening() -> Iterator[Stop]:
         return
 
     def noted(number: int, _: FrameType | None) -> None:
-        if stop.asked is not None:
+        if stop.asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.asked = signal.Signals(number).name
 

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from vitral.base.chance import generator_of
 from vitral.base.image import Picture, read_picture
-from vitral.data.augment.chain import Augmentation, TrainingInput, generator_of
+from vitral.data.augment.chain import Augmentation, TrainingInput
 from vitral.data.augment.colour import ColourJitter
 from vitral.data.augment.geometry import Flip, PaddedCrop, RandomResizedCrop, Resized
 from vitral.data.augment.rand_augment import RandAugment

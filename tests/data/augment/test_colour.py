@@ -10,8 +10,8 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 
+from vitral.base.chance import generator_of
 from vitral.data.augment import colour
-from vitral.data.augment.chain import generator_of
 from vitral.data.augment.colour import ColourJitter, GaussianBlur, Grayscale, Solarize
 from vitral.data.augment.example import Example
 from vitral.errors import UsageError

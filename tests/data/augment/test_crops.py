@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitral.data.augment.chain import generator_of
+from vitral.base.chance import generator_of
 from vitral.data.augment.crops import MultiCrop, dino_crops
 from vitral.data.augment.example import Chain, Example
 from vitral.data.augment.geometry import Flip, RandomResizedCrop

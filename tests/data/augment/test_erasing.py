@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vitral.data.augment.chain import generator_of
+from vitral.base.chance import generator_of
 from vitral.data.augment.erasing import Erasing
 from vitral.errors import UnknownNameError, UsageError
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from vitral.data.augment.chain import generator_of
+from vitral.base.chance import generator_of
 from vitral.data.augment.example import Augment, Example
 from vitral.data.augment.geometry import (
     Flip,

@@ -12,7 +12,8 @@ from scipy import stats
 from timm.data import mixup as timm_mixup
 from torch import Tensor
 
-from vitral.data.augment.chain import Augmentation, generator_of
+from vitral.base.chance import generator_of
+from vitral.data.augment.chain import Augmentation
 from vitral.data.augment.mixing import cut_window, mix
 from vitral.errors import UsageError
 

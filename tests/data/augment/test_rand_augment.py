@@ -12,8 +12,8 @@ from PIL import Image
 from scipy import stats
 from timm.data import auto_augment as timm_ops
 
+from vitral.base.chance import generator_of
 from vitral.data.augment import rand_augment
-from vitral.data.augment.chain import generator_of
 from vitral.data.augment.example import Example
 from vitral.data.augment.rand_augment import OPERATIONS, RandAugment, argument_of, operated
 from vitral.errors import UnknownNameError, UsageError

@@ -1,21 +1,14 @@
-"""Training a classifier: one configuration of all augmentation, and the way from a picture to the model's input through it.
-
-`generator_of` gives each sample its chance. It depends on what the sample is (seed, epoch, index, repeat) and on nothing
-that happened before: not on the batch size, nor on how many processes read, nor on where a run was interrupted.
-"""
+"""Training a classifier: one configuration of all augmentation, and a picture's way through it to the model's input."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 
 from vitral.base.config import check_choices
@@ -38,43 +31,7 @@ from vitral.data.augment.rand_augment import RandAugment
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
 
-__all__ = ["Augmentation", "TrainingInput", "generator_of"]
-
-
-# -- chance -------------------------------------------------------------------------------------------------------------
-
-
-class _Digest(ISeedSequence):
-    """256 hashed bits in the place where numpy expects the seed of a PCG64: its state and its increment."""
-
-    def __init__(self, digest: bytes) -> None:
-        self.digest = digest
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
-        return np.frombuffer(self.digest, np.dtype(dtype).newbyteorder("<"), n_words).astype(dtype)
-
-
-def generator_of(*key: int) -> np.random.Generator:
-    """The generator that belongs to whole numbers such as (seed, epoch, index, repeat).
-
-    The key is hashed (BLAKE2b, RFC 7693, 256 bits), and the hash is the whole state of a PCG64 (O'Neill 2014). Any two keys,
-    also of different lengths, give streams that have nothing to do with each other; equal keys give the same stream on
-    every machine.
-
-    Args:
-        *key: whole numbers from 0 to 2**64 - 1, at least one.
-
-    Raises:
-        UsageError: no number, one that is not whole, or one out of range.
-    """
-    try:
-        packed = struct.pack(f"<{len(key)}Q", *key)
-    except struct.error as error:
-        raise UsageError(f"A generator's key must be whole numbers from 0 to 2**64 - 1; {key!r} came.") from error
-    if not key:
-        raise UsageError("A generator's key must be at least one whole number, such as the seed.")
-    seed: Any = _Digest(hashlib.blake2b(packed, digest_size=32).digest())
-    return np.random.Generator(np.random.PCG64(seed))
+__all__ = ["Augmentation", "TrainingInput"]
 
 
 # -- the configuration --------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vitral.base.chance import generator_of
 from vitral.base.numbers import whole_number
-from vitral.data.augment.chain import generator_of
 from vitral.data.augment.example import Augment, Example
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
