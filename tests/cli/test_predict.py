@@ -134,7 +134,6 @@ def test_out_must_not_be_where_the_pictures_are(vitral: Vitral, checkpoint: Path
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["predict", "a.png"], 2, "--model"),
         (["predict", "a.png", "--modle", "x"], 2, "--model"),
         (["predict", "a.png", "--model", "CHECKPOINT", "--topk", "3"], 2, "--top-k"),
         (["predict", "a.png", "--model", "CHECKPOINT", "--top-k", "0"], 2, "--top-k"),

@@ -60,7 +60,7 @@ def test_a_training_from_the_command_line(vitral: Vitral, pictures: Path, tmp_pa
     ("words", "sentence"),
     [
         (["--learning-rat", "1"], "Did you mean 'learning_rate'"),
-        (["--batch-size", "many"], "batch-size takes a whole number; 'many' came"),
+        (["--batch-size", "many"], "batch_size takes a whole number; 'many' came"),
         (["--epochs", "3", "--epochs", "4"], "--epochs was given twice"),
         (["--learning-rate", "1", "--learning_rate", "2"], "--learning-rate was given twice"),
         (["--name", "mine"], "Unknown option of a training 'name'"),

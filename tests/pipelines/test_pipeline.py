@@ -151,7 +151,7 @@ def test_what_cannot_be_had_is_said(in_their_layout: Path) -> None:
     with pytest.raises(UsageError, match="'pt'"):
         vitral.pipeline("image-classification", model=in_their_layout, framework="tf")
     with pytest.raises(UsageError, match="Name a model"):
-        vitral.pipeline("image-classification")
+        vitral.pipeline("image-feature-extraction")
     with pytest.raises(UsageError, match="No picture came"):
         vitral.pipeline(model=in_their_layout)(None)
 

@@ -165,7 +165,7 @@ def predict(
     """Say what pictures show.
 
     \b
-    vitral predict photo.jpg                        by the model in the box: ten classes, no network
+    vitral predict photo.jpg              by the model in the box: ten classes
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
     vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
     vitral predict holiday/ --model checkpoint/ --json | jq '.classes[0].label'

@@ -25,7 +25,7 @@ from vitral.training.loop import Epoch, Step, Trained
 from vitral.training.recipe import Recipe, options_of
 from vitral.training.report import training_page
 
-__all__ = ["list_recipes", "options_from", "train"]
+__all__ = ["Watched", "line_of", "list_recipes", "options_from", "train"]
 
 
 def train(
@@ -161,6 +161,7 @@ class Watched:
         self.progress.stop()
 
     def __call__(self, event: Step | Epoch) -> None:
+        """Show a step on the bar, an epoch in a line."""
         if isinstance(event, Epoch):
             self.console.print(line_of(event), soft_wrap=True)
             return

@@ -34,7 +34,7 @@ from vitral.data.augment.mixing import mix
 from vitral.data.pictures import BadPictures, PictureSet
 from vitral.errors import PictureError, UsageError
 
-__all__ = ["BadPictures", "Batch", "Order", "Place", "Share", "batches"]
+__all__ = ["Batch", "Order", "Place", "Share", "batches"]
 
 
 class Place(NamedTuple):

@@ -85,9 +85,12 @@ def train(
         PictureError: a picture cannot be read.
         TrainingError: the loss is not finite.
     """
-    chosen = (
-        changed(recipe, options) if isinstance(recipe, Recipe) else recipe_for(recipe, model=model, quick=quick, **options)
-    )
+    if not isinstance(recipe, Recipe):
+        chosen = recipe_for(recipe, model=model, quick=quick, **options)
+    elif quick:
+        raise UsageError("quick=True is for recipes by name; a recipe of your own is as quick as you make it.")
+    else:
+        chosen = changed(recipe, options if model is None else {"model": model, **options})
     return train_on(read_splits(data, held_out), chosen, out=None if out is None else Path(out), device=device, watch=watch)
 
 

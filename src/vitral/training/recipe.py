@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 from vitral.base.config import check_choices, value_of
 from vitral.base.numbers import as_integer, real_number, whole_number
 from vitral.data.augment.chain import Augmentation
-from vitral.data.loader import BadPictures
+from vitral.data.pictures import BadPictures
 from vitral.data.transforms import Interpolation
 from vitral.errors import UnknownNameError, UsageError
 from vitral.tasks.classification.loss import Objective

@@ -92,7 +92,7 @@ def by_hand(kind: str, student: Tensor, taught: Tensor, teacher: Tensor, tau: fl
     return (1 - weight) * base + weight * tau**2 * (wanted * np.log(wanted / said)).sum(-1)
 
 
-@pytest.mark.parametrize(("loss", "weight"), [("soft", 0.1), ("hard", 0.5)])
+@pytest.mark.parametrize(("kind", "weight"), [("soft", 0.1), ("hard", 0.5)])
 def test_distillation_is_the_formula_and_reads_the_heads_apart(kind: Any, weight: float) -> None:
     student, taught, teacher = logits(0), logits(1), logits(2)
     for heads in ((student, taught), (student,)):
