@@ -83,6 +83,12 @@ def test_the_pictures_come_first(vitral: Vitral, pictures: Path) -> None:
     assert "The pictures come first" in done.stderr
 
 
+def test_a_run_among_the_pictures_would_become_a_class(vitral: Vitral, pictures: Path) -> None:
+    done = vitral("train", pictures, "--out", pictures / "run", *SMALL)
+    assert done.exit_code == 2
+    assert "would be taken for a class" in done.stderr
+
+
 def test_neither_model_nor_recipe(vitral: Vitral, pictures: Path, tmp_path: Path) -> None:
     done = vitral("train", pictures, "--out", tmp_path / "run")
     assert done.exit_code == 2

@@ -131,6 +131,13 @@ def test_recomputed_blocks_give_the_same_bits(colours: PictureSet) -> None:
     assert "forward" not in vars(trained.model.blocks[0])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
+def test_compiled_it_learns_the_same(colours: PictureSet) -> None:
+    plain, compiled = run(SMALL, colours), run(replace(SMALL, compile=True), colours)
+    assert (weights(plain.model) - weights(compiled.model)).abs().max() < 1e-3
+
+
 def test_bfloat16_is_near_single_precision(colours: PictureSet) -> None:
     losses: dict[str, list[float]] = {}
     for precision in ("fp32", "bf16"):

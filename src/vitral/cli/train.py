@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from vitral.base.device import default_workers, resolve_device
 from vitral.base.disk import write_whole
 from vitral.checkpoints.load import load_model
+from vitral.cli.folder import check_apart
 from vitral.data.splits import Splits, read_splits
 from vitral.errors import UnknownNameError, UsageError
 from vitral.recipes.catalogue import RECIPES, recipe_for, train_on
@@ -51,7 +52,8 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
-    console = Console(highlight=False, quiet=not first)
+    check_apart(out, data)
+    console = Console(highlight=False, markup=False, quiet=not first)
     chosen = recipe_for(recipe, model=model, quick=quick, **options_from(extra))
     splits = read_splits(data, _share_or_path(held_out))
     console.print(_told(chosen, splits, out), soft_wrap=True)
@@ -100,7 +102,7 @@ def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained
             soft_wrap=True,
         )
     told = f"The curves:  {out / 'training.html'}\nThe model:   vitral predict photo.jpg --model {out / 'best'}"
-    console.print(told, soft_wrap=True, markup=False)
+    console.print(told, soft_wrap=True)
 
 
 def _share_or_path(held_out: str | None) -> str | float | None:
