@@ -37,7 +37,7 @@ def test_a_training_from_the_command_line(vitral: Vitral, pictures: Path, tmp_pa
     assert "vit_ti16 learns 3 classes from 27 pictures, judged by 9 others" in " ".join(done.stdout.split())
     assert done.stdout.count("held out: top-1") >= 3
     assert "The best model names" in done.stdout
-    assert {path.name for path in out.iterdir() if not path.name.startswith("step-")} == {
+    assert {path.name for path in out.iterdir() if not path.name.startswith(("step-", "."))} == {
         "best", "journal.jsonl", "last", "recipe.json", "training.html",
     }  # fmt: skip
     told = json.loads((out / "recipe.json").read_text())["recipe"]

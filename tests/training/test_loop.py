@@ -427,7 +427,7 @@ def test_a_folder_that_cannot_be_written_to(colours: PictureSet, tmp_path: Path)
 
 
 SCRIPT = """
-import sys, json
+import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -436,24 +436,44 @@ from dataclasses import replace
 from vitral.data.splits import read_pictures
 recipe = replace(EVERYTHING, drop_path=0.0, epochs=10 * 8 / 36, workers=0)
 pictures = read_pictures(sys.argv[1])
+print(f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}", flush=True)
 run(recipe, pictures, held_out=pictures, out=Path(sys.argv[2]))
 """
 
 
-@pytest.mark.skipif(
-    shutil.which("accelerate") is None and not (Path(sys.executable).parent / "accelerate").exists(), reason="accelerate"
-)
+def test_two_trainings_do_not_share_a_folder(colours_folder: Path, colours: PictureSet, tmp_path: Path) -> None:
+    def other() -> None:
+        try:
+            run(SMALL, read_pictures(colours_folder), out=tmp_path / "run")
+        except UsageError as error:
+            os._exit(7 if "Another program is writing to" in str(error) else 1)
+        os._exit(0)
+
+    ended: list[int | None] = []
+
+    def watch(event: Step | Epoch) -> None:
+        if not ended:
+            child = multiprocessing.get_context("fork").Process(target=other)
+            child.start()
+            child.join(60)
+            ended.append(child.exitcode)
+
+    assert run(SMALL, colours, out=tmp_path / "run", watch=watch).steps == 15
+    assert ended == [7]
+
+
 def test_two_processes_train_as_one(colours_folder: Path, colours: PictureSet, tmp_path: Path, root: Path) -> None:
     recipe = replace(EVERYTHING, drop_path=0.0, epochs=10 * 8 / 36)
     alone = run(recipe, colours, held_out=colours, out=tmp_path / "one")
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
-    subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0",
-         str(script), str(colours_folder), str(tmp_path / "two")],
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+         str(colours_folder), str(tmp_path / "two")],
         check=True, cwd=root, timeout=120, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        capture_output=True, text=True,
     )  # fmt: skip
+    assert sorted(line for line in ran.stdout.splitlines() if line.startswith("rank")) == ["rank 0 of 2", "rank 1 of 2"]
     one, two = ([row for row in journal_of(tmp_path / name) if row["event"] == "step"] for name in ("one", "two"))
     assert [row["step"] for row in two] == list(range(1, 11))
     for name in ("loss", "norm", "learning_rate"):

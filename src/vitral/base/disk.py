@@ -24,11 +24,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["check_space", "exchange", "staging", "sweep", "whole_folder", "write_whole"]
+from vitral.errors import UsageError
+
+__all__ = ["alone_in", "check_space", "exchange", "staging", "sweep", "whole_folder", "write_whole"]
 
 _HIDDEN = re.compile(r"\.vitral-[0-9a-f]{16}")
 _BEFORE = ".vitral-before"  # in a hidden folder: what stood where the new is being put
 _RECORD = ".vitral-exchange.json"  # in a hidden folder, while an exchange is under way: the names of the new
+_LOCK = ".vitral-lock"  # in a folder that one program writes to
 _OLD = 24 * 3600  # seconds after which something hidden is taken for abandoned where the file system knows no locks
 _UNNAMED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # these come without a file's name
 
@@ -226,6 +229,30 @@ def _hidden(inside: Path, *, folder: bool) -> Iterator[Path]:
         with suppress(OSError):  # what cannot be removed, the next sweep meets again
             _remove(path)
         _let_go(held)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder, for as long as this lasts or this process lives.
+
+    The lock is this process's own: children that read for it do not hold it, and cannot keep it after its end.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with (folder / _LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UsageError(f"Another program is writing to {folder}. Wait for it, or give another folder.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _lock(path: Path, *, wait: bool) -> int | None:

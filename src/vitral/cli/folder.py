@@ -40,7 +40,7 @@ def check_folder(folder: Path, pictures: Iterable[str | Path]) -> None:
             raise UsageError(f"--out {folder} holds the pictures themselves ({path.name}); give another folder.")
 
 
-def check_apart(out: Path | None, data: str) -> None:
+def check_apart(out: Path | None, data: str, option: str = "--out") -> None:
     """Refuse a folder for results that is a file, or that lies among labelled pictures, where it would become a class.
 
     Raises:
@@ -49,11 +49,11 @@ def check_apart(out: Path | None, data: str) -> None:
     if out is None:
         return
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder.")
+        raise UsageError(f"{option} {out} is a file; give a folder.")
     source = Path(data).expanduser()
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UsageError(
-            f"--out {out} lies among the pictures of {data}, where it would be taken for a class; give another."
+            f"{option} {out} lies among the pictures of {data}, where it would be taken for a class; give another."
         )
 
 

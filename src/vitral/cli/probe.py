@@ -73,6 +73,7 @@ def probe(
         raise UnknownNameError("feature", feature, get_args(Feature))
     whole_number("k", k)
     check_apart(out, data)
+    check_apart(cache, data, "--cache")
     there = resolve_device(device)
     train, test = _sets(data)
     errors = Console(stderr=True, highlight=False)

@@ -82,9 +82,10 @@ def _told(recipe: Recipe, splits: Splits, out: Path) -> str:
 def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained: Trained, device: str | int | None) -> None:
     """The page, and what to do next."""
     evaluation: Evaluation | None = None
+    kept = "best" if (out / "best/model.safetensors").is_file() else "last"  # users move things
     if splits.held_out is not None:
         evaluation = evaluate(
-            load_model(out / "best"),
+            load_model(out / kept),
             splits.held_out,
             batch_size=recipe.batch_size,
             device=resolve_device(device),
@@ -97,11 +98,11 @@ def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained
     if evaluation is not None:
         low, high = evaluation.intervals()["top1"]
         console.print(
-            f"The best model names {evaluation.top1:.1%} of the pictures held out rightly "
+            f"The {kept} model names {evaluation.top1:.1%} of the pictures held out rightly "
             f"(95 % interval {low:.1%} to {high:.1%}), after {trained.seconds / 60:.1f} minutes of training.",
             soft_wrap=True,
         )
-    told = f"The curves:  {out / 'training.html'}\nThe model:   vitral predict photo.jpg --model {out / 'best'}"
+    told = f"The curves:  {out / 'training.html'}\nThe model:   vitral predict photo.jpg --model {out / kept}"
     console.print(told, soft_wrap=True)
 
 

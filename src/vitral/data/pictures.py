@@ -136,6 +136,9 @@ class PictureSet:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.places):
             raise UsageError(f"{self.name} has {len(self.labels)} labels for {len(self.places)} pictures.")
+        for one in self.classes:
+            if any("\ud800" <= sign <= "\udfff" for sign in one):  # bytes that are no UTF-8; no file of ours could hold them
+                raise UsageError(f"{self.name} has a class whose name is not valid Unicode, {one!r}. Rename its folder.")
         if len(set(self.classes)) < len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise UsageError(f"{self.name} names a class twice: {', '.join(map(repr, twice[:10]))}.")

@@ -103,6 +103,11 @@ def train_on(
     watch: Callable[[Step | Epoch], None] | None = None,
 ) -> Trained:
     """Train on pictures that are opened already; see `train`."""
+    if len(set(splits.train.labels.tolist())) < 2:
+        raise UsageError(
+            f"{splits.train.name} shows pictures of one class only; a classifier needs two or more. Give a folder with a "
+            "folder for each class."
+        )
     model = model_for(recipe, splits.train.classes)
     teacher = teacher_for(recipe, model, splits.train)
     return fit(model, splits.train, recipe, held_out=splits.held_out, teacher=teacher, out=out, device=device, watch=watch)

@@ -78,6 +78,7 @@ class Ema:
             yield model
         finally:
             with torch.no_grad():
+                weights, buffers = self._matched(model)  # anew: a module that was moved meanwhile holds other tensors
                 for target, before in zip((*weights, *buffers), own, strict=True):
                     target.copy_(before)
 

@@ -386,11 +386,16 @@ def _asked(model: nn.Module, device: str | int | torch.device | None) -> Iterato
     home = next((one.device for one in model.parameters()), torch.device("cpu"))
     there = home if device is None else resolve_device(device)
     modes = [(part, part.training) for part in model.modules()]
+    # "cpu:0" and "cpu" are one device by two names, between which moving would copy every tensor.
+    moves = there.type != home.type or (there.index or 0) != (home.index or 0)
     try:
-        model.to(there).eval()
+        model.eval()
+        if moves:
+            model.to(there)
         yield there
     finally:
-        model.to(home)
+        if moves:
+            model.to(home)
         for part, training in modes:
             part.training = training
 

@@ -13,13 +13,14 @@ out/
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from vitral.base.disk import write_whole
+from vitral.base.disk import alone_in, write_whole
 from vitral.checkpoints.save import save_model
 from vitral.data.pictures import PictureSet
-from vitral.errors import UsageError
+from vitral.errors import CheckpointError, UsageError
 from vitral.models.network import Network
 from vitral.training.checkpoint import Checkpoints, Saved
 from vitral.training.journal import Journal
@@ -61,6 +62,14 @@ class Keeper:
             write_whole(out / "recipe.json", json.dumps(asked, indent=2).encode())
             self.journal = Journal(out / "journal.jsonl")
 
+    def alone(self) -> AbstractContextManager[None]:
+        """While this lasts no other training writes to the folder.
+
+        Raises:
+            UsageError: one does already.
+        """
+        return alone_in(self.out) if self.writes and self.out else nullcontext()
+
     def newest(self) -> Saved | None:
         """The newest whole checkpoint, if there is one; the journal forgets what came after it."""
         saved = self.checkpoints.newest() if self.checkpoints else None
@@ -88,6 +97,13 @@ class Keeper:
         if self.writes and self.checkpoints:
             self.checkpoints.save_best(value, step, lambda folder: save_model(model, folder))
 
+    def has_best(self) -> bool:
+        """Whether the best model so far is still there."""
+        try:
+            return self.checkpoints is not None and self.checkpoints.best() is not None
+        except CheckpointError:
+            return False
+
     def keep_last(self, model: Network) -> None:
         """The model of the last step."""
         if self.writes and self.out:
@@ -110,11 +126,11 @@ def _check_same(out: Path, asked: dict[str, Any]) -> None:
         return
     try:
         before = json.loads(told.read_text())
-        recipe, pictures = before["recipe"], before["pictures"]
+        recipe, pictures = dict(before["recipe"]), dict(before["pictures"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{told} cannot be read as the recipe of a training. Give another folder.") from error
     asked = json.loads(json.dumps(asked))  # as JSON has it
-    if before.get("held_out") != json.loads(json.dumps(asked["held_out"])):
+    if (before.get("held_out") or {}).get("fingerprint") != (asked["held_out"] or {}).get("fingerprint"):
         raise UsageError(f"{out} holds a training that is judged by other pictures. Give the same ones, or another folder.")
     if pictures["fingerprint"] != asked["pictures"]["fingerprint"]:
         raise UsageError(

@@ -181,15 +181,20 @@ def fit(
     tally, asked = _Tally(), 0.0
     epochs: list[Epoch] = []
     evaluation: Evaluation | None = None
-    if teacher is not None:
-        teacher.to(processes.device)
-    if (saved := keeper.newest()) is not None:
-        learner.load_state_dict(saved.state["learner"])
-        tally = _Tally(**saved.state["tally"])
-    if processes.sums(tally.step) != [tally.step * processes.count]:
-        raise UsageError(f"The processes found different checkpoints in {out}. It must be one folder that all of them see.")
-
     with ExitStack() as stack:
+        stack.enter_context(keeper.alone())
+        if teacher is not None:
+            teacher.to(processes.device)
+        if (saved := keeper.newest()) is not None:
+            learner.load_state_dict(saved.state["learner"])
+            tally = _Tally(**saved.state["tally"])
+            if not keeper.has_best():
+                tally.best = -math.inf  # it was taken away: the next one is
+        if processes.sums(tally.step) != [tally.step * processes.count]:
+            raise UsageError(
+                f"The processes found different checkpoints in {out}. It must be one folder that all of them see."
+            )
+
         stop = stack.enter_context(listening() if out is not None else nullcontext(Stop()))  # else nothing could go on
         stack.enter_context(torch.random.fork_rng([processes.device] if processes.device.type == "cuda" else []))
         if recipe.checkpointing:
@@ -348,7 +353,7 @@ def _told(recipe: Recipe, pictures: PictureSet, plan: Plan, tally: _Tally, evalu
 
 def _not_finite(step: int, plan: Plan, loss: float, norm: float, rate: float, out: Path | None) -> TrainingError:
     what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient's norm became {norm}"
-    saved = f" The checkpoints in {out} are from before." if out is not None else ""
+    saved = f" Checkpoints in {out} are from before; with other options, give another folder." if out is not None else ""
     return TrainingError(
         f"The {what} at step {step} of {plan.steps} (learning rate {rate:.2g}). Lower the learning rate, lengthen the "
         f"warm-up, clip the gradient, or look for pictures whose pixels are not finite numbers.{saved}"

@@ -85,7 +85,12 @@ def _accelerator(device: str | int | torch.device | None) -> Any:
     # A token that stands in for masked patches has no part in a classifier's loss, and so no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     # What `accelerate config` says of precision and compiling is not asked: the recipe says it.
-    found = Accelerator(cpu=str(device) == "cpu", mixed_precision="no", dynamo_backend="no", kwargs_handlers=[unused])
+    found = Accelerator(
+        cpu=str(device) == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no",
+        dynamo_backend="no",
+        kwargs_handlers=[unused],
+    )
     if found.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
             f"The processes were started for {found.distributed_type.value}; Vitral trains with a whole copy of the model "

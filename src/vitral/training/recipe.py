@@ -128,7 +128,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("batch_size", "accumulate", "keep"):
-            whole_number(name, getattr(self, name))
+            if whole_number(name, getattr(self, name)) > 1_000_000:
+                raise UsageError(f"{name} must be at most 1,000,000; {getattr(self, name)} came.")
         if whole_number("seed", self.seed, least=0) >= 2**63:
             raise UsageError(f"seed must be less than 2**63; {self.seed} came.")
         if self.workers is not None:
