@@ -17,6 +17,11 @@ jaxtyping.install_import_hook("vitral", "tests.typechecker.checked")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# Machines are shared: how long an example takes says nothing about what it found.
+settings.register_profile("vitral", deadline=None)
+settings.load_profile("vitral")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +34,14 @@ for operator in ("nms", "qnms"):
 # Workers of pytest-xdist share the cores: more threads than cores make every one of them slower.
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As for users: annotations are not held against what comes, so the sentence that answers it is seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

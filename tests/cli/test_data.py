@@ -72,3 +72,12 @@ def test_what_is_no_data_set_is_a_wrong_command(vitral: Vitral, tmp_path: Path) 
     assert ran.exit_code == 2
     assert "There is no file or folder" in ran.stderr
     assert ran.stdout == ""
+
+
+def test_a_link_to_nothing_is_a_picture_that_cannot_be_read(vitral: Vitral, root: Path) -> None:
+    (root / "cat" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "cat" / "round.jpg").symlink_to(root / "cat" / "round.jpg")
+    done = vitral("data", "check", root, "--json")
+    assert done.exit_code == 1
+    names = [Path(one["name"]).name for one in json.loads(done.stdout)["unreadable"]]
+    assert {"gone.jpg", "round.jpg"} <= set(names)

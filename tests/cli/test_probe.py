@@ -127,3 +127,10 @@ def test_a_broken_picture_is_named_and_nothing_is_saved(ask: Callable[..., None]
     with pytest.raises(PictureError, match=r"3\.png"):
         ask(tmp_path / "set", out=tmp_path / "fitted")
     assert not (tmp_path / "fitted").exists()
+
+
+def test_more_neighbours_than_pictures_are_refused_before_any_is_read(ask: Callable[..., None], data: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"21 neighbours are to vote, but there are only 20 pictures .* Give -k 20, or fewer"
+    ):
+        ask(data, "no/such/checkpoint", neighbours=True, k=21)

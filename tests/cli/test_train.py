@@ -77,6 +77,13 @@ def test_a_wrong_option_ends_with_a_sentence(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_of_more_pictures_than_there_are_is_told_of(vitral: Vitral, pictures: Path, tmp_path: Path) -> None:
+    done = vitral("train", pictures, "--out", tmp_path / "run", *SMALL[:-4], "--epochs", "1", "--batch-size", "72")
+    assert done.exit_code == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "A batch of 72 is more than the 36 pictures: every step sees each of them about 2.0 times" in told
+
+
 def test_the_pictures_come_first(vitral: Vitral, pictures: Path) -> None:
     done = vitral("train", "--epochs", "10", pictures)
     assert done.exit_code == 2

@@ -14,7 +14,7 @@ from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import create_model
-from vitral.recipes.catalogue import RECIPES, recipe_for, train
+from vitral.recipes.catalogue import RECIPES, opened, recipe_for, train
 from vitral.training.recipe import Recipe
 
 _OF_A_CHECKPOINT = ("cifar10_transfer", "finetune")
@@ -89,6 +89,32 @@ def test_misspelt_recipes_and_options_are_refused() -> None:
         recipe_for("cifar10_cc")
     with pytest.raises(UnknownNameError, match="Did you mean 'learning_rate'"):
         recipe_for("digits", learning_rates=1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": None}, "data must be the path of a folder, an archive or a manifest, or 'digits'; None came"),
+        ({"out": 3}, "out must be the path of a folder; 3 came"),
+        ({"out": ""}, "out is empty; give the path of a folder"),
+        ({"held_out": "1.5"}, "A share to hold out must lie between 0 and 1, both excluded; 1.5 came"),
+        ({"held_out": []}, r"held_out must be a finite number; \[\] came"),
+        ({"model": Path("checkpoint")}, "model must be the text of a name, a path or a Hub id; a PosixPath came"),
+        ({"learning_rate": "x"}, "learning_rate takes a number; 'x' came"),
+        (
+            {"model": "cct_7_3x1_32"},
+            "The recipe cifar10_vit sets network.patch_size, which cct_7_3x1_32 does not have: .* scratch",
+        ),
+    ],
+)
+def test_what_is_no_argument_of_a_training(arguments: dict[str, Any], message: str, pictures: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(**({"data": pictures, "recipe": "cifar10_vit", "quick": True} | arguments))
+
+
+def test_a_share_may_be_a_text(pictures: Path) -> None:
+    assert len(opened(pictures, "0.25").train) == len(opened(pictures, 0.25).train) == 27
 
 
 def test_a_recipe_of_ones_own(pictures: Path) -> None:

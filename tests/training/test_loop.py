@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,10 +27,11 @@ from tests.training.conftest import write_pictures
 from vitral.checkpoints.load import load_model
 from vitral.data.augment.chain import Augmentation
 from vitral.data.loader import Order
-from vitral.data.pictures import PictureSet
+from vitral.data.pictures import Files, PictureSet
 from vitral.data.splits import read_pictures
-from vitral.errors import PictureError, TrainingError, UsageError
+from vitral.errors import CheckpointError, PictureError, TrainingError, UsageError
 from vitral.tasks.classification.loss import Objective
+from vitral.training import checkpoint
 from vitral.training.checkpoint import Checkpoints
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained, fit
@@ -208,6 +212,12 @@ def test_a_distilled_pupil_learns_the_teachers_mind(colours: PictureSet) -> None
     assert trained.evaluation.scores[:, 2].min() > 0.9
 
 
+def test_what_a_training_ends_with_is_told_in_a_line(colours: PictureSet) -> None:
+    trained = run(replace(SMALL, epochs=1 / 3, warmup_epochs=0), colours, held_out=colours)
+    assert re.fullmatch(r"Trained\(vit_ti16: 1 steps in \d s, top-1 \d+\.\d% of 36 pictures\)", repr(trained))
+    assert repr(replace(trained, evaluation=None, stopped="SIGTERM")).endswith(" s, stopped by SIGTERM)")
+
+
 def test_the_callers_random_numbers_go_on(colours: PictureSet) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
@@ -285,6 +295,43 @@ def test_a_signal_ends_it_after_the_step_with_everything_saved(name: str, colour
     assert torch.equal(weights(again.model), weights(run(EVERYTHING, colours).model))
 
 
+def test_a_signal_before_the_first_step_ends_it_after_that(colours: PictureSet, tmp_path: Path) -> None:
+    class Signalling(PictureSet):
+        def read(self, index: int, **options: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().read(index, **options)
+
+    signalling = Signalling(**{name: getattr(colours, name) for name in ("name", "classes", "labels", "places", "store")})
+    stopped = run(EVERYTHING, signalling, out=tmp_path / "run")
+    assert (stopped.stopped, stopped.steps) == ("SIGTERM", 1)
+    assert Checkpoints(tmp_path / "run").steps() == [1]
+
+
+def test_a_second_ctrl_c_while_saving_ends_at_once_and_loses_nothing_saved(
+    colours: PictureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = checkpoint._write_tensors
+
+    def interrupted(path: Path, tensors: dict[str, Tensor]) -> str:
+        digest = written(path, tensors)
+        if "step-00000005" in str(path):
+            os.kill(os.getpid(), signal.SIGINT)
+        return digest
+
+    def watch(event: Step | Epoch) -> None:
+        if isinstance(event, Step) and event.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(EVERYTHING, colours, out=tmp_path / "run", watch=watch)
+    assert Checkpoints(tmp_path / "run").steps() == [4, 2]
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".vitral-") and path.is_dir()]
+    monkeypatch.undo()
+    again = run(EVERYTHING, colours, out=tmp_path / "run")
+    assert torch.equal(weights(again.model), weights(run(EVERYTHING, colours).model))
+
+
 def test_a_signal_to_the_whole_group_does_not_take_the_readers_along(colours_folder: Path, tmp_path: Path) -> None:
     """As schedulers and launchers send it: to the training and to the processes that read for it."""
 
@@ -338,11 +385,83 @@ def test_another_training_is_refused(colours: PictureSet, colours_folder: Path, 
 
 def test_a_loss_that_is_no_number_ends_it_and_names_the_step(colours: PictureSet, tmp_path: Path) -> None:
     recipe = replace(SMALL, optimizer="sgd", learning_rate=900.0, momentum=0.99, save_every=1 / 3)
-    with pytest.raises(TrainingError, match=r"at step \d+ of 15 .*Lower the learning rate.*are from before"):
+    with pytest.raises(
+        TrainingError, match=r"at step \d+ of 15 .*Lower the learning rate.*checkpoint of step 3 is from before"
+    ):
         run(recipe, colours, out=tmp_path / "run")
     saved = Checkpoints(tmp_path / "run").newest()
     assert saved is not None
+    assert saved.step == 3
     assert all(torch.isfinite(tensor).all() for tensor in saved.state["learner"]["model"].values())
+
+
+def test_a_loss_that_is_no_number_before_any_checkpoint(colours: PictureSet, tmp_path: Path) -> None:
+    recipe = replace(SMALL, optimizer="sgd", learning_rate=900.0, momentum=0.99, save_every=5)
+    with pytest.raises(
+        TrainingError, match=r"No checkpoint was written yet; with other options, give another folder than .*run"
+    ):
+        run(recipe, colours, out=tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"not finite numbers\.$"):
+        run(recipe, colours)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """A checkpoint with another state.json, of which the manifest knows."""
+    state, manifest = folder / "state.json", folder / "manifest.json"
+    content = json.dumps(change(json.loads(state.read_bytes()))).encode()
+    state.write_bytes(content)
+    told = json.loads(manifest.read_bytes())
+    told["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: [],
+        lambda state: {},
+        lambda state: {"learner": state["learner"]},
+        lambda state: state | {"learner": []},
+        lambda state: state | {"learner": state["learner"] | {"model": {}}},
+        lambda state: state | {"learner": state["learner"] | {"optimizer": {"state": {}, "param_groups": []}}},
+        lambda state: state | {"learner": state["learner"] | {"optimizer": {"state": {}, "param_groups": [{"params": 3}]}}},
+        lambda state: state | {"learner": {name: part for name, part in state["learner"].items() if name != "average"}},
+        lambda state: state | {"tally": 3},
+        lambda state: state | {"tally": state["tally"] | {"step": "six"}},
+        lambda state: state | {"tally": state["tally"] | {"steps": 3}, "more": {"$tensor": ["x"]}},
+        lambda state: state | {"tally": {}},
+        lambda state: state | {"tally": state["tally"] | {"stepp": 6}},
+    ],
+)  # fmt: skip
+def test_a_state_that_no_training_saved_is_refused_by_name(
+    change: Callable[[dict[str, Any]], Any], stopped: Path, colours: PictureSet, tmp_path: Path
+) -> None:
+    out = shutil.copytree(stopped, tmp_path / "run")
+    rewritten(out / "step-00000002", change)
+    with pytest.raises(CheckpointError, match=r"(state\.json in .*|The checkpoint in .*)step-00000002"):
+        run(EVERYTHING, colours, out=out)
+
+
+@pytest.fixture(scope="module")
+def stopped(colours: PictureSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was stopped after its second step."""
+
+    def watch(event: Step | Epoch) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    run(replace(EVERYTHING, save_every=2 * 8 / 36), colours, out=out, watch=watch)
+    assert Checkpoints(out).steps() == [2]
+    return out
+
+
+@pytest.mark.parametrize(
+    "told", ["[]", '{"recipe": {}, "pictures": {}, "held_out": null}', '{"recipe": {}, "pictures": 3}', "{"]
+)
+def test_a_recipe_json_that_no_training_wrote(told: str, colours: PictureSet, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(told)
+    with pytest.raises(UsageError, match=r"recipe.json cannot be read as the recipe of a training"):
+        run(SMALL, colours, out=tmp_path)
 
 
 def broken(tmp_path: Path) -> PictureSet:
@@ -385,11 +504,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         return saved(self, step, *rest, **named)
 
     monkeypatch.setattr(Checkpoints, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*run. The checkpoint of step 6 in .*run is whole; when"):
         run(SMALL, colours, out=tmp_path / "run")
     newest = Checkpoints(tmp_path / "run").newest()
     assert newest is not None
     assert newest.step == 6
+
+
+def test_a_full_disk_before_any_checkpoint(colours: PictureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(model: Any, folder: Path) -> None:
+        raise OSError(28, "No space left on device", str(folder / "model.safetensors"))
+
+    monkeypatch.setattr("vitral.training.keeper.save_model", full)
+    with pytest.raises(
+        OSError, match=r"device: .*run/best/model.safetensors. No checkpoint was written to .*run yet"
+    ) as caught:
+        run(replace(SMALL, save_every=5), colours, out=tmp_path / "run")
+    assert (caught.value.errno, caught.value.filename) == (28, None)
 
 
 @pytest.mark.parametrize("name", ["best", "last", "step-00000004", "journal.jsonl"])
@@ -473,6 +604,7 @@ def test_two_processes_train_as_one(colours_folder: Path, colours: PictureSet, t
         check=True, cwd=root, timeout=120, env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True,
     )  # fmt: skip
+    assert "find_unused_parameters" not in ran.stderr
     assert sorted(line for line in ran.stdout.splitlines() if line.startswith("rank")) == ["rank 0 of 2", "rank 1 of 2"]
     one, two = ([row for row in journal_of(tmp_path / name) if row["event"] == "step"] for name in ("one", "two"))
     assert [row["step"] for row in two] == list(range(1, 11))
@@ -480,6 +612,23 @@ def test_two_processes_train_as_one(colours_folder: Path, colours: PictureSet, t
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
     difference = (weights(load_model(tmp_path / "two/last")) - weights(alone.model)).abs().max()
     assert difference < 1e-4
+
+
+def test_what_one_of_two_processes_cannot_read_is_told_once(tmp_path: Path, root: Path) -> None:
+    pictures = broken(tmp_path)
+    assert isinstance(pictures.store, Files)
+    options = (
+        "--recipe cifar10_vit --quick --image-size 8 --network.depth 1 --network.patch-size 4 --epochs 2 --batch-size 12"
+    )
+    command = ["-m", "vitral", "train", str(pictures.store.root), *options.split(), "--device", "cpu", "--threads", "1"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command,
+         "--out", str(tmp_path / "run")],
+        check=False, cwd=root, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert len(re.findall("^Error: .*red/004.png", ran.stderr, re.MULTILINE)) == ran.stderr.count("004.png") == 1, ran.stderr
+    assert "Unexpected" not in ran.stderr
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(colours: PictureSet) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -24,17 +22,9 @@ from vitral.models.catalogue import create_model
 from vitral.pipelines.pipeline import pipeline
 from vitral.training import features as features_page
 from vitral.training.features import features_of
-from vitral.training.probe import knn, linear_probe, with_linear_head
+from vitral.training.probe import head_config, knn, linear_probe, with_linear_head
 
 FEATURES = ("pooled", "class_token", "mean_patches", "class_and_mean")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As for users: annotations are not held against what comes, so the sentence that answers it is seen."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def small(name: str = "vit_ti16", **options: Any) -> Any:
@@ -138,6 +128,16 @@ def test_an_interrupted_run_goes_on_where_it_stood(model: Any, colours: PictureS
     assert isinstance(again, np.memmap)
     np.testing.assert_array_equal(again, rows)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
+
+
+def test_a_cached_number_that_is_not_finite_is_made_again(model: Any, colours: PictureSet, tmp_path: Path) -> None:
+    rows = np.array(features_of(model, colours, cache=tmp_path))
+    [file] = tmp_path.iterdir()
+    broken = rows.copy()
+    broken[7, 3] = math.nan
+    np.save(file, broken)
+    np.testing.assert_array_equal(features_of(model, colours, cache=tmp_path), rows)
+    np.testing.assert_array_equal(np.load(file), rows)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -296,7 +296,9 @@ def test_data_that_make_no_probe_are_refused() -> None:
             if not (ask is knn and sentence == "of one class"):  # neighbours of one class vote for it
                 with pytest.raises(UsageError, match=sentence):
                     ask(*wrong)
-    with pytest.raises(UsageError, match="too few"):
+    with pytest.raises(
+        UsageError, match=r"too few to hold a fifth of each class out. Add pictures; or where you call linear_probe"
+    ):
         linear_probe(x[:8], np.arange(8), tx, ty)
     for wrong_strength in (0.0, -1.0, math.nan):
         with pytest.raises(UsageError, match="trength"):
@@ -397,3 +399,24 @@ def test_a_probe_of_other_features_is_refused(model: Any, colours: PictureSet) -
         with_linear_head(model, probe)
     with pytest.raises(UsageError, match="2 labels came for a probe of 3"):
         with_linear_head(model, probe, feature="class_and_mean", labels=("a", "b"))
+
+
+def test_features_of_all_blocks_are_what_each_leaves_behind(colours: PictureSet) -> None:
+    """Class tokens and means by a loop over the blocks of one's own; of a network of maps, the means of its maps."""
+    network = small()
+    network.record = replace(network.record, preprocessing=Preprocessing(size=(16, 16)))
+    found = features_of(network, colours, feature="blocks")
+    inputs = torch.stack([network.record.preprocessing(colours.read(place))[0] for place in range(len(colours))])
+    with torch.no_grad():
+        tokens, _ = network.embed(inputs)
+        expected = []
+        for block in network.blocks:
+            tokens = block(tokens, None, None)
+            expected += [tokens[:, 0], tokens[:, 1:].mean(1)]
+    np.testing.assert_allclose(found, torch.cat(expected, 1), atol=1e-5)
+    assert not any(block._forward_hooks for block in network.blocks)
+
+
+def test_no_network_has_a_classifier_that_reads_all_blocks(model: Any) -> None:
+    with pytest.raises(UsageError, match="reads all of its blocks"):
+        head_config(model.config, "blocks", 3)

@@ -73,7 +73,7 @@ def test_options_of_the_parts_and_of_the_network_reach_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "text", "message"),
+    ("option", "given", "message"),
     [
         ("learning_rat", "1", r"Unknown option of a training 'learning_rat'. Did you mean 'learning_rate'"),
         ("mixupp", "1", "Did you mean 'mixup'"),
@@ -82,17 +82,63 @@ def test_options_of_the_parts_and_of_the_network_reach_them() -> None:
         ("batch_size", "0", "batch_size must be a whole number of at least 1"),
         ("epochs", "many", "epochs takes a number; 'many' came"),
         ("epochs", "nan", "epochs takes a number"),
-        ("epochs", "0", "must be more than 0"),
-        ("image_size", "32,4,5", r"image_size takes 2 numbers between commas; '32,4,5' came"),
+        ("epochs", "0", r"epochs must be a number in \(0, 1e\+06\]; 0.0 came"),
+        ("image_size", "32,4,5", r"image_size takes two whole numbers between commas; '32,4,5' came"),
+        ("crop_scale", "1", r"crop_scale takes two numbers between commas; '1' came"),
+        ("epochs", 10**400, "epochs takes a number; a number of about 400 digits came"),
+        ("seed", 10**4000, r"seed takes a whole number; a number of about 4,000 digits came"),
         ("compile", "maybe", "compile takes yes or no"),
         ("label_smoothing", "1.5", r"label_smoothing must be in \[0, 1\)"),
         ("momentum", "1", r"momentum must be a number in \[0, 1\)"),
         ("distillation", "soft", "distillation needs a teacher"),
     ],
 )
-def test_what_an_option_does_not_take(option: str, text: str, message: str) -> None:
+def test_what_an_option_does_not_take(option: str, given: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        changed(Recipe(), {option: text})
+        changed(Recipe(), {option: given})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": "x"}, "learning_rate of a Recipe must be a number; 'x' came"),
+        ({"epochs": 10**400}, "epochs of a Recipe must be a number; a number of about 400 digits came"),
+        ({"batch_size": True}, "batch_size of a Recipe must be a whole number; True came"),
+        ({"compile": "no"}, "compile of a Recipe must be yes or no; 'no' came"),
+        ({"image_size": (1, 2, 3)}, r"image_size of a Recipe must be two whole numbers or None; \(1, 2, 3\) came"),
+        ({"mean": 0.5}, "mean of a Recipe must be numbers or None; 0.5 came"),
+        ({"network": 3}, "network of a Recipe must be of type Mapping; 3 came"),
+        ({"objective": "binary"}, "objective of a Recipe must be of type Objective; 'binary' came"),
+    ],
+)
+def test_a_recipe_holds_what_its_annotations_say(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused", "interval"),
+    [
+        ("epochs", (1e-3, 1e6), (0, 1.1e6), r"\(0, 1e\+06\]"),
+        ("crop_share", (0.1, 1), (0.09, 1.000001), r"\[0.1, 1\]"),
+        ("learning_rate", (0, 1000), (-1e-9, 1001), r"\[0, 1000\]"),
+        ("momentum", (0, 0.999), (-0.1, 1), r"\[0, 1\)"),
+        ("layer_decay", (1e-3, 1), (1e-4, 1.000001), r"\[0.001, 1\]"),
+        ("final_rate", (0, 1), (-0.1, 1.000001), r"\[0, 1\]"),
+        ("clip", (1e-20, 1e300), (0, -1), r"\(0, inf\)"),
+        ("ema", (0, 0.9999), (1,), r"\[0, 1\)"),
+        ("save_every", (1e-3, 1e9), (0,), r"\(0, inf\)"),
+    ],
+)
+def test_a_range_is_what_its_message_says(
+    name: str, taken: tuple[float, ...], refused: tuple[float, ...], interval: str
+) -> None:
+    for number in taken:
+        assert getattr(Recipe(**{name: number}), name) == number  # type: ignore[arg-type]
+    for number in refused:
+        with pytest.raises(UsageError, match=f"{name} must be a number in {interval}; "):
+            Recipe(**{name: number})  # type: ignore[arg-type]
 
 
 def test_a_misspelt_option_carries_the_nearest() -> None:
@@ -110,6 +156,13 @@ def test_a_plan_is_arithmetic() -> None:
     assert [step for step in range(1, 9) if plan.evaluates(step)] == [3, 5, 8]
     assert [step for step in range(1, 9) if plan.saves(step)] == [2, 3, 4, 5, 7, 8]
     assert plan.epoch(5) == 2.0
+
+
+def test_a_batch_larger_than_the_set_is_told_of() -> None:
+    assert Plan.of(Recipe(batch_size=27), 27).advice == ""
+    assert "A batch of 64 is more than the 27 pictures: every step sees each of them about 2.4 times." in (
+        Plan.of(Recipe(batch_size=64), 27).advice
+    )
 
 
 def test_tenths_of_an_epoch_are_ten_to_an_epoch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import numbers
 import types
 from dataclasses import fields, is_dataclass
@@ -15,18 +16,59 @@ __all__ = ["check_choices", "restored", "value_of"]
 
 _T = TypeVar("_T")
 
+_BITS = 64  # of the largest whole number
+_LONGEST = 200  # signs of a value in a message
+
 
 def check_choices(config: Any) -> None:
-    """Refuse a field annotated as a `Literal`, or as a union with one, that holds none of its values.
+    """Refuse a field that does not hold what its annotation says: none of its choices, or a value of another type.
+
+    A whole number will do for a number, and a list for a tuple; ranges are for the class itself to check.
 
     Raises:
-        UnknownNameError: naming the field and the nearest value.
+        UnknownNameError: none of the values of a `Literal`; it names the field and the nearest value.
+        UsageError: a value of another type.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         among = next((one for one in (hint, *get_args(hint)) if get_origin(one) is Literal), None)
         if among is not None and value not in get_args(among) and (among is hint or isinstance(value, str)):
             raise UnknownNameError(f"{name} of a {type(config).__name__}", value, map(str, get_args(among)))
+        if not _fits(hint, value):
+            raise UsageError(f"{name} of a {type(config).__name__} must be {_in_words(hint)}; {_shown(value)} came.")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of the type an annotation asks for; what is no type of a configuration's field takes anything."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(one, value) for one in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        several = isinstance(value, tuple | list)
+        kinds = [args[0]] * len(value) if several and args[-1] is Ellipsis else args
+        return several and len(value) == len(kinds) and all(map(_fits, kinds, value))
+    if hint is int:
+        whole = as_integer(value)
+        return whole is not None and whole.bit_length() <= _BITS
+    if hint is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and not _is_huge(value)
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether a whole number is larger than any computer counts, and too large to be a float or to be written out."""
+    return isinstance(value, int) and value.bit_length() > _BITS
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, which may be a whole network."""
+    if _is_huge(value):
+        return f"a number of about {round(value.bit_length() * math.log10(2)):,} digits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def restored(kind: type[_T], told: Any, where: str, file: str) -> _T:
@@ -115,11 +157,12 @@ def value_of(kind: Any, given: Any, name: str) -> Any:
     else:
         number = _literally(given) if isinstance(given, str) else given
         whole = as_integer(number)
-        if kind is int and whole is not None:
+        if kind is int and whole is not None and _fits(int, whole):
             return whole
-        if kind is float and not isinstance(number, bool) and isinstance(number, numbers.Real):
+        if kind is float and _fits(float, number):
             return float(number)
-    raise UsageError(f"{name} takes {_in_words(kind)}; {given!r} came.")
+    listed = " between commas" if origin is tuple else ""
+    raise UsageError(f"{name} takes {_in_words(kind)}{listed}; {_shown(given)} came.")
 
 
 def _literally(text: str) -> Any:
@@ -142,8 +185,13 @@ def _first_that_fits(kinds: list[Any], given: Any, name: str) -> Any:
 
 def _in_words(kind: Any) -> str:
     """What an annotation asks for."""
-    args = get_args(kind)
-    if get_origin(kind) is tuple:
-        many = "numbers" if args[-1] is Ellipsis else f"{len(args)} numbers"
-        return f"{many} between commas"
-    return {int: "a whole number", float: "a number", bool: "yes or no", str: "a text"}.get(kind, str(kind))
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_in_words, args))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        several = {int: "whole numbers", float: "numbers"}.get(args[0], "values")
+        return several if args[-1] is Ellipsis else f"{('no', 'one', 'two', 'three')[len(args)]} {several}"
+    told = {int: "a whole number", float: "a number", bool: "yes or no", str: "a text", type(None): "None"}
+    return told.get(kind) or f"of type {getattr(origin or kind, '__name__', kind)}"

@@ -449,7 +449,7 @@ def _missing(path: Path) -> str:
     """What to say about a file that is not there: the nearest names, or the folder that is missing too."""
     try:
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in itertools.islice(entries, 5000)]
+            names = [entry.name for entry in itertools.islice(entries, 5000) if entry.name != path.name]
     except (OSError, ValueError):
         return f"There is no such file, and no folder {_shortened(str(path.parent))!r} that can be read."
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)

@@ -76,6 +76,11 @@ def probe(
     check_apart(cache, data, "--cache")
     there = resolve_device(device)
     train, test = _sets(data)
+    if neighbours and k > len(train):
+        raise UsageError(
+            f"{k} neighbours are to vote, but there are only {len(train)} pictures to learn from. Give -k {len(train)}, or "
+            "fewer."
+        )
     errors = Console(stderr=True, highlight=False)
     with errors.status("loading the model"):
         network: Any = load_model(model, architecture)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,24 +16,43 @@ from vitral.base.device import default_workers, resolve_device
 from vitral.base.disk import write_whole
 from vitral.checkpoints.load import load_model
 from vitral.cli.folder import check_apart
-from vitral.data.splits import Splits, read_splits
+from vitral.data.splits import Splits
 from vitral.errors import UnknownNameError, UsageError
-from vitral.recipes.catalogue import RECIPES, recipe_for, train_on
+from vitral.recipes.catalogue import RECIPES, opened, out_folder, recipe_for, train_on
 from vitral.training.board import Board
 from vitral.training.evaluate import Evaluation, evaluate
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained
+from vitral.training.plan import Plan
+from vitral.training.processes import Processes
 from vitral.training.recipe import Recipe, options_of
 from vitral.training.report import training_page
 
 __all__ = ["Watched", "line_of", "list_recipes", "options_from", "train"]
 
+_PATIENCE = 30  # seconds
 
+
+@contextmanager
+def _in_one_voice() -> Iterator[None]:
+    """What goes wrong in several processes at once, one of each machine tells.
+
+    A launcher ends all processes when one has ended; so the others wait, and speak only if the first one lives on.
+    """
+    try:
+        yield
+    except Exception:
+        if not Processes.first_here():
+            time.sleep(_PATIENCE)
+        raise
+
+
+@_in_one_voice()
 def train(
     data: str,
     recipe: str | None,
     model: str | None,
-    out: Path,
+    out: str | Path,
     *,
     held_out: str | None,
     quick: bool,
@@ -44,6 +63,8 @@ def train(
 ) -> int:
     """Train, show how it goes, leave a page.
 
+    Of several processes one speaks.
+
     Returns:
         The exit code: 0, or that of the signal that asked it to stop.
     """
@@ -51,11 +72,11 @@ def train(
         raise UsageError("The pictures come first: vitral train photos/ --epochs 10")
     if threads is not None:
         torch.set_num_threads(threads)
-    first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
+    out, first = out_folder(out), Processes.first_of_all()
     check_apart(out, data)
     console = Console(highlight=False, markup=False, quiet=not first)
     chosen = recipe_for(recipe, model=model, quick=quick, **options_from(extra))
-    splits = read_splits(data, _share_or_path(held_out))
+    splits = opened(data, held_out)
     console.print(_told(chosen, splits, out), soft_wrap=True)
     with Watched(console) as watched, Board(out / "tensorboard") if tensorboard and first else nullcontext() as board:
         trained = train_on(splits, chosen, out=out, device=device, watch=_both(watched, board))
@@ -71,12 +92,13 @@ def train(
 
 
 def _told(recipe: Recipe, splits: Splits, out: Path) -> str:
-    """What is about to happen, in a sentence."""
+    """What is about to happen, in a sentence or two."""
     judged = f", judged by {len(splits.held_out):,} others" if splits.held_out is not None else ""
-    return (
+    told = (
         f"{recipe.model} learns {len(splits.train.classes)} classes from {len(splits.train):,} pictures{judged} "
         f"(recipe {recipe.name}). Everything goes to {out}."
     )
+    return f"{told} {Plan.of(recipe, len(splits.train)).advice}".strip()
 
 
 def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained: Trained, device: str | int | None) -> None:
@@ -104,16 +126,6 @@ def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained
         )
     told = f"The curves:  {out / 'training.html'}\nThe model:   vitral predict photo.jpg --model {out / kept}"
     console.print(told, soft_wrap=True)
-
-
-def _share_or_path(held_out: str | None) -> str | float | None:
-    """A share, such as 0.1, or a path."""
-    if held_out is None:
-        return None
-    try:
-        return float(held_out)
-    except ValueError:
-        return held_out
 
 
 def options_from(extra: Sequence[str]) -> dict[str, str]:

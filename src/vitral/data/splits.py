@@ -271,7 +271,8 @@ def _manifest_in(tree: Tree, shown: str, top: str = "") -> str | None:
 def _near(path: Path) -> str:
     """What a name that leads nowhere may have meant."""
     try:
-        names = os.listdir(path.parent)  # noqa: PTH208 - the names are all that is wanted
+        # Names are all that is wanted; a link that leads nowhere is no help.
+        names = [name for name in os.listdir(path.parent) if name != path.name]  # noqa: PTH208
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, [*names, "digits"], n=3, cutoff=0.6)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.recipe import Recipe, changed
 from vitral.training.start import model_for, teacher_for
 
-__all__ = ["RECIPES", "recipe_for", "train", "train_on"]
+__all__ = ["RECIPES", "opened", "out_folder", "recipe_for", "train", "train_on"]
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     one.__name__: one
@@ -42,6 +45,8 @@ def recipe_for(name: str | None, /, *, model: str | None = None, quick: bool = F
         UnknownNameError: no such recipe or option.
         UsageError: neither a recipe nor a model, or a value that an option does not take.
     """
+    if model is not None and not isinstance(model, str):
+        raise UsageError(f"model must be the text of a name, a path or a Hub id; a {type(model).__name__} came.")
     if name is None:
         if model is None:
             raise UsageError(
@@ -51,7 +56,55 @@ def recipe_for(name: str | None, /, *, model: str | None = None, quick: bool = F
         name = "scratch" if model in CATALOGUE else "finetune"
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
-    return changed(RECIPES[name](quick=quick), ({} if model is None else {"model": model}) | options)
+    return _adapted(RECIPES[name](quick=quick), model, options)
+
+
+def _adapted(recipe: Recipe, model: str | None, options: Mapping[str, Any]) -> Recipe:
+    """A recipe for another model than its own, with options changed.
+
+    Raises:
+        UsageError: the recipe sets what the model does not have.
+    """
+    if model in CATALOGUE:
+        known = {one.name for one in fields(CATALOGUE[model].config)}
+        for name in recipe.network:
+            if name not in known:
+                raise UsageError(
+                    f"The recipe {recipe.name} sets network.{name}, which {model} does not have: the recipe is for networks "
+                    f"like {recipe.model}. Take another recipe for {model}, such as scratch."
+                )
+    return changed(recipe, options if model is None else {"model": model, **options})
+
+
+def opened(data: str | Path, held_out: str | Path | float | None = None) -> Splits:
+    """Pictures to train on and to judge by; see `data.splits.read_splits`.
+
+    Args:
+        data: a path, or "digits".
+        held_out: a path, or a share such as 0.1, also as text. (A folder of such a name is "./0.1".)
+
+    Raises:
+        UsageError: they are no paths, or cannot be understood.
+    """
+    if not isinstance(data, str | os.PathLike):
+        raise UsageError(f"data must be the path of a folder, an archive or a manifest, or 'digits'; {data!r} came.")
+    if isinstance(held_out, str):
+        with suppress(ValueError):
+            held_out = float(held_out)
+    return read_splits(data, held_out)
+
+
+def out_folder(out: str | Path) -> Path:
+    """The folder that a training writes to, as it was named.
+
+    Raises:
+        UsageError: it was not named, or by something that is no path.
+    """
+    if not isinstance(out, str | os.PathLike):
+        raise UsageError(f"out must be the path of a folder; {out!r} came.")
+    if not str(out).strip():
+        raise UsageError('out is empty; give the path of a folder, such as "run".')
+    return Path(out)
 
 
 def train(
@@ -73,8 +126,8 @@ def train(
         recipe: a name of `RECIPES` or a recipe of your own; by default the usual one for the model.
         model: a network of the catalogue, or a checkpoint to fine-tune.
         out: folder for checkpoints, journal and models; a training that is there goes on. None: nothing is written.
-        held_out: pictures to be judged by: a path, or a share of the training pictures; by default the split that the data
-            bring.
+        held_out: pictures to be judged by: a path, or a share of the training pictures such as 0.1; by default the split
+            that the data bring.
         quick: the recipe's quick form.
         device: where to compute; a GPU where there is one.
         watch: told every step and every look at the pictures held out.
@@ -90,8 +143,9 @@ def train(
     elif quick:
         raise UsageError("quick=True is for recipes by name; a recipe of your own is as quick as you make it.")
     else:
-        chosen = changed(recipe, options if model is None else {"model": model, **options})
-    return train_on(read_splits(data, held_out), chosen, out=None if out is None else Path(out), device=device, watch=watch)
+        chosen = _adapted(recipe, model, options)
+    folder = None if out is None else out_folder(out)
+    return train_on(opened(data, held_out), chosen, out=folder, device=device, watch=watch)
 
 
 def train_on(

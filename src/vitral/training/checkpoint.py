@@ -5,7 +5,6 @@ run/
   step-00000420/           one checkpoint; the last few are kept
     state.safetensors      every tensor
     state.json             everything else, and which tensor goes where
-    …                      what `extra_files` wrote
     manifest.json          format, step, and the size and SHA-256 of every other file
   best/                    what `save_best` was given to write, and best.json: the value and the step
 ```
@@ -79,7 +78,7 @@ class Saved:
 
     Attributes:
         step: the step it was saved at.
-        folder: where it lies, with what `extra_files` wrote.
+        folder: where it lies.
         skipped: a sentence about each newer one that is damaged, and so was not taken.
     """
 
@@ -140,7 +139,7 @@ class Checkpoints:
         self.folder = folder
         self.keep = whole_number("keep", keep)
 
-    def save(self, step: int, state: State, *, extra_files: Callable[[Path], object] | None = None) -> Saved:
+    def save(self, step: int, state: State) -> Saved:
         """Write a checkpoint whole, or not at all; then remove those before it beyond the last `keep`.
 
         When this returns the checkpoint is on the disk. One of the same step is replaced.
@@ -149,8 +148,6 @@ class Checkpoints:
             step: steps done, from 0.
             state: what to save. Tensors may lie on any device and share memory; each is written on its own. An
                 `OrderedDict` (a module's `state_dict()`) comes back as a plain dictionary.
-            extra_files: called with the folder before it gets its name, to write more into it. The files
-                "state.safetensors", "state.json" and "manifest.json" are ours.
 
         Returns:
             The checkpoint.
@@ -167,19 +164,16 @@ class Checkpoints:
         check_space(self.folder, size + size // 50 + len(others) + _SPARE)
         folder = self.folder / f"step-{step:08d}"
         with whole_folder(folder) as fresh:
-            if extra_files is not None:
-                extra_files(fresh)
-            known = {_TENSORS: _write_tensors(fresh / _TENSORS, tensors), _OTHERS: _write(fresh / _OTHERS, others)}
-            files = sorted(path for path in fresh.rglob("*") if path.is_file())
-            names = [path.relative_to(fresh).as_posix() for path in files]
-            listed = {
-                name: {"size": path.stat().st_size, "sha256": known.get(name) or _digest(path)}
-                for name, path in zip(names, files, strict=True)
-            }
+            digests = {_OTHERS: _write(fresh / _OTHERS, others), _TENSORS: _write_tensors(fresh / _TENSORS, tensors)}
+            listed = {name: {"size": (fresh / name).stat().st_size, "sha256": digest} for name, digest in digests.items()}
             manifest = {"format": _FORMAT, "step": step, "files": listed}
             _write(fresh / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         self._remove([older for number, older in self._found() if number < step][max(self.keep - 1, 0) :])
         return Saved(step=step, folder=folder)
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, whole or damaged, the newest first."""
+        return [step for step, _ in self._found()]
 
     def newest(self) -> Saved | None:
         """The newest checkpoint of which every file is what was written, to the byte. Leftovers of kills are swept.

@@ -273,12 +273,10 @@ def evaluate(
         )
         seen = 0
         for batch in loader:
-            for bad in batch.bad:
-                if not bad.picture:
-                    raise UsageError(bad.reason)
-                if bad_pictures == "refuse":
-                    raise PictureError(bad.picture, bad.reason)
-                skipped.append(f"{bad.picture}: {bad.reason}")
+            for error in batch.errors:
+                if bad_pictures == "refuse" or not isinstance(error, PictureError):
+                    raise error
+                skipped.append(str(error))
             for places, pixels in batch.groups:
                 with half:
                     logits = model(pixels.to(there, weights, non_blocking=True)).logits
@@ -362,7 +360,7 @@ def _columns(record: Record, count: int, pictures: PictureSet) -> Int64[np.ndarr
     if unknown:
         raise UsageError(
             f"{len(unknown)} of the classes of {pictures.name} do not fit the {len(record.labels)} of the model, the first: "
-            f"{unknown[0]} Name the classes of the pictures as the model does: {_some(record.labels)}."
+            f"{unknown[0]} Name the classes of the pictures as the model does."
         )
     found, times = np.unique(columns[columns >= 0], return_counts=True)
     if found[-1] >= count:
@@ -374,10 +372,6 @@ def _columns(record: Record, count: int, pictures: PictureSet) -> Int64[np.ndarr
             "Put their pictures together, or name them apart."
         )
     return columns
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
 
 
 @contextlib.contextmanager
@@ -412,18 +406,11 @@ def _probabilities(logits: Float[Tensor, "b c"], names: Sequence[str]) -> Float3
 # -- reading, perhaps in other processes ------------------------------------------------------------------------------
 
 
-class _Bad(NamedTuple):
-    """A picture that could not be read; or without a name, whatever else was wrong. Exceptions do not travel as well."""
-
-    picture: str
-    reason: str
-
-
 class _Batch(NamedTuple):
-    """Places and inputs (b c y x) of each size, and what could not be read."""
+    """Places and inputs (b c y x) of each size, and why others are missing."""
 
     groups: list[tuple[list[int], Tensor]]
-    bad: list[_Bad]
+    errors: list[VitralError]
 
 
 class _Inputs(Dataset[tuple[int, Any]]):
@@ -439,19 +426,17 @@ class _Inputs(Dataset[tuple[int, Any]]):
     def __getitem__(self, place: int) -> tuple[int, Any]:
         try:
             return place, self.preprocessing(self.pictures.read(place, at_least=self.enough))[0]
-        except PictureError as error:
-            return place, _Bad(error.name, error.reason)
         except VitralError as error:
-            return place, _Bad("", str(error))
+            return place, error  # one that is raised would lose its class on the way from a worker
 
 
 def _grouped(items: Sequence[tuple[int, Any]]) -> _Batch:
     """One tensor for all inputs of a size: what crosses to another process is a few files, not one for each picture."""
     groups: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
     for place, item in items:
-        if not isinstance(item, _Bad):
+        if not isinstance(item, VitralError):
             groups[item.shape].append((place, item))
     return _Batch(
         [([place for place, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()],
-        [item for _, item in items if isinstance(item, _Bad)],
+        [item for _, item in items if isinstance(item, VitralError)],
     )

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitral.base.device import default_workers, resolve_device
 from vitral.base.disk import exchange, staging, write_whole
@@ -28,14 +28,16 @@ from vitral.models.output import EncoderOutput
 
 __all__ = ["SHARD", "Feature", "features_of", "read_feature"]
 
-Feature = Literal["pooled", "class_token", "mean_patches", "class_and_mean"]
+Feature = Literal["pooled", "class_token", "mean_patches", "class_and_mean", "blocks"]
 """Which vector of a picture: what the model's own classifier reads, the class token, the mean of the patches, or both
-of these side by side, as DINOv2's probes read them (Oquab et al. 2023)."""
+of these side by side, as DINOv2's probes read them (Oquab et al. 2023); or the class token (where there is one) and the mean
+of the patches behind every block, all side by side. Probes of a few late blocks are usual (Caron et al. 2021, appendix F);
+the early ones tell of colours and textures, which counts where pictures are unlike those the model was trained on."""
 
 SHARD = 2048
 """Pictures to a file while features are being computed: as much is lost, at most, when that is interrupted."""
 
-_VERSION = 1  # of the way in which features are computed; another one makes old files of the cache strangers
+_VERSION = 2  # of the way in which features are computed; another one makes old files of the cache strangers
 
 
 def features_of(
@@ -100,13 +102,37 @@ def features_of(
 
 
 def read_feature(output: EncoderOutput, feature: Feature) -> Float[Tensor, "b e"]:
-    """One vector per picture out of a model's output."""
+    """One vector per picture out of a model's output; what blocks leave behind is not in it."""
     if feature == "pooled":
         return output.pooled
     mean = output.tokens[:, output.prefix :].mean(1)
     if feature == "mean_patches":
         return mean
     return output.tokens[:, 0] if feature == "class_token" else torch.cat([output.tokens[:, 0], mean], dim=1)
+
+
+def _read_blocks(model: Network, pixels: Float[Tensor, "b c y x"]) -> Float[Tensor, "b e"]:
+    """The class token and the mean of the patches behind every block; of blocks that make maps, the mean of all cells."""
+    config, found = model.config, cast(list[Tensor], [])
+    rows, columns = config.grid_of((pixels.shape[2], pixels.shape[3]))
+
+    def keep(_: nn.Module, __: tuple[Any, ...], stream: Tensor) -> None:
+        if stream.ndim == 4:
+            found.append(stream.mean((2, 3)))
+            return
+        # Some networks put the class token before the tokens of their last blocks alone.
+        prefix = config.prefix if stream.shape[1] == config.prefix + rows * columns else 0
+        if "class" in config.prefix_names[:prefix]:
+            found.append(stream[:, 0])
+        found.append(stream[:, prefix:].mean(1))
+
+    watched = [block.register_forward_hook(keep) for block in model.blocks]
+    try:
+        model(pixels)
+    finally:
+        for one in watched:
+            one.remove()
+    return torch.cat(found, dim=1)
 
 
 def _check(model: Network, pictures: PictureSet, feature: Feature) -> None:
@@ -135,8 +161,9 @@ def _vectors(
         groups[one.shape].append(place)
     rows: dict[int, Tensor] = {}
     for places in groups.values():
-        output = model(torch.stack([pixels[place] for place in places]).to(device))
-        rows.update(zip(places, read_feature(output, feature).float().cpu(), strict=True))
+        inputs = torch.stack([pixels[place] for place in places]).to(device)
+        vectors = _read_blocks(model, inputs) if feature == "blocks" else read_feature(model(inputs), feature)
+        rows.update(zip(places, vectors.float().cpu(), strict=True))
     return torch.stack([rows[place] for place in range(len(pixels))]).numpy()
 
 
@@ -168,7 +195,14 @@ def _prepared(
 
 def _key(model: Network, pictures: PictureSet, feature: Feature) -> str:
     """A hash of everything that features depend on."""
-    told = (_VERSION, type(model).__name__, model.config, model.record.preprocessing, pictures.fingerprint, feature)
+    told = (
+        _VERSION,
+        type(model).__name__,
+        model.config,
+        model.record.preprocessing,
+        pictures.fingerprint,
+        feature,
+    )
     digest = hashlib.sha256(repr(told).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -243,4 +277,5 @@ def _loaded(path: Path, count: int) -> Float32[np.ndarray, "n d"] | None:
     except (OSError, ValueError, EOFError):
         return None
     fits = isinstance(rows, np.ndarray) and rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == count
-    return rows if fits else None
+    # None that is not finite was ever written; the least and the greatest are NaN where any is.
+    return rows if fits and rows.size and bool(np.isfinite([rows.min(), rows.max()]).all()) else None

@@ -13,7 +13,8 @@ out/
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,21 @@ class Keeper:
     def note(self, event: str, **values: Any) -> None:
         """A row in the journal."""
         if self.journal:
-            self.journal.append(event, **values)
+            with self._writing():
+                self.journal.append(event, **values)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """A checkpoint to go on from, and the journal as far."""
         if self.writes and self.checkpoints and self.journal:
-            self.journal.sync()
-            self.checkpoints.save(step, state)
+            with self._writing():
+                self.journal.sync()
+                self.checkpoints.save(step, state)
 
     def keep_best(self, model: Network, value: float, step: int) -> None:
         """The best model so far, in place of the one before."""
         if self.writes and self.checkpoints:
-            self.checkpoints.save_best(value, step, lambda folder: save_model(model, folder))
+            with self._writing():
+                self.checkpoints.save_best(value, step, lambda folder: save_model(model, folder))
 
     def has_best(self) -> bool:
         """Whether the best model so far is still there."""
@@ -107,7 +111,28 @@ class Keeper:
     def keep_last(self, model: Network) -> None:
         """The model of the last step."""
         if self.writes and self.out:
-            save_model(model, self.out / "last")
+            with self._writing():
+                save_model(model, self.out / "last")
+
+    def saved_until(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
+        return next(iter(self.checkpoints.steps()), None) if self.checkpoints else None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """While this lasts, an error of the disk says as well what is safe, and how to go on."""
+        try:
+            yield
+        except OSError as error:
+            step = self.saved_until()
+            safe = (
+                f"No checkpoint was written to {self.out} yet"
+                if step is None
+                else f"The checkpoint of step {step} in {self.out} is whole"
+            )
+            where = f": {error.filename}" if error.filename else ""
+            told = f"{error.strerror or error}{where}. {safe}; when there is room, the same command goes on"
+            raise OSError(error.errno, told) from error
 
 
 def _named(pictures: PictureSet) -> dict[str, str]:
@@ -126,15 +151,16 @@ def _check_same(out: Path, asked: dict[str, Any]) -> None:
         return
     try:
         before = json.loads(told.read_text())
-        recipe, pictures = dict(before["recipe"]), dict(before["pictures"])
-    except (ValueError, KeyError, TypeError) as error:
+        recipe, pictures, held_out = dict(before["recipe"]), before["pictures"], before["held_out"]
+        learned, judged = (str(pictures["name"]), pictures["fingerprint"]), held_out and held_out["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{told} cannot be read as the recipe of a training. Give another folder.") from error
     asked = json.loads(json.dumps(asked))  # as JSON has it
-    if (before.get("held_out") or {}).get("fingerprint") != (asked["held_out"] or {}).get("fingerprint"):
+    if judged != (asked["held_out"] and asked["held_out"]["fingerprint"]):
         raise UsageError(f"{out} holds a training that is judged by other pictures. Give the same ones, or another folder.")
-    if pictures["fingerprint"] != asked["pictures"]["fingerprint"]:
+    if learned[1] != asked["pictures"]["fingerprint"]:
         raise UsageError(
-            f"{out} holds a training on other pictures ({pictures['name']}); files were added, removed or renamed since, or "
+            f"{out} holds a training on other pictures ({learned[0]}); files were added, removed or renamed since, or "
             "these are others. Give another folder to train on these."
         )
     names = sorted((recipe.keys() | asked["recipe"].keys()) - set(_FREE))

@@ -23,15 +23,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vitral.base.chance import seed_of
+from vitral.base.config import restored
 from vitral.base.device import default_workers
 from vitral.data.augment.chain import TrainingInput
-from vitral.data.loader import Share, batches
+from vitral.data.loader import Batch, Share, batches
 from vitral.data.pictures import PictureSet
-from vitral.errors import TrainingError, UsageError
+from vitral.errors import CheckpointError, TrainingError, UsageError
 from vitral.models.network import Network
 from vitral.models.record import Training
+from vitral.training.checkpoint import Saved
 from vitral.training.evaluate import Evaluation, check_fits, evaluate
 from vitral.training.keeper import Keeper
 from vitral.training.learner import Learner
@@ -115,6 +119,12 @@ class Trained:
     evaluation: Evaluation | None
     stopped: str | None
 
+    def __repr__(self) -> str:
+        name = self.model.record.architecture or type(self.model).__name__
+        judged = "" if self.evaluation is None else f", top-1 {self.evaluation.top1:.1%} of {len(self.evaluation)} pictures"
+        stopped = f", stopped by {self.stopped}" if self.stopped else ""
+        return f"Trained({name}: {self.steps:,} steps in {self.seconds:.0f} s{judged}{stopped})"
+
 
 @dataclass(kw_only=True)
 class _Tally:
@@ -166,7 +176,8 @@ def fit(
     Raises:
         UsageError: the recipe does not fit the pictures, or `out` holds another training.
         PictureError: a picture cannot be read, and the recipe refuses that.
-        TrainingError: the loss or the gradient is not finite; the newest checkpoint is from before.
+        TrainingError: the loss or the gradient is not finite; the newest checkpoint, if there is one, is from before.
+        CheckpointError: no checkpoint in `out` is whole, or the newest is not one of this training.
         OSError: a checkpoint cannot be written; those before it are whole.
     """
     processes = Processes(device)
@@ -186,8 +197,7 @@ def fit(
         if teacher is not None:
             teacher.to(processes.device)
         if (saved := keeper.newest()) is not None:
-            learner.load_state_dict(saved.state["learner"])
-            tally = _Tally(**saved.state["tally"])
+            tally = _restored(learner, saved)
             if not keeper.has_best():
                 tally.best = -math.inf  # it was taken away: the next one is
         if processes.sums(tally.step) != [tally.step * processes.count]:
@@ -203,7 +213,6 @@ def fit(
             model.compile()
         network = processes.wrapped(model)
         training_mode(model)
-        autocast = torch.autocast(processes.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
         coming = batches(
             pictures,
             prepare,
@@ -215,27 +224,15 @@ def fit(
             pin_memory=processes.device.type == "cuda",
         )
         clock = time.perf_counter()
-        for pieces in coming:
+        for pieces in processes.agreed(coming):
             rate = recipe.learning_rate * rate_at(tally.step)
-            gathered = torch.zeros((), device=processes.device)
-            for number, batch in enumerate(pieces):
-                torch.manual_seed(seed_of(recipe.seed, tally.step, 3, number, processes.rank))
-                pixels = batch.pixels.to(processes.device, non_blocking=True)
-                targets = batch.targets.to(processes.device, non_blocking=True)
-                last = number == len(pieces) - 1
-                with nullcontext() if last else processes.apart(network):
-                    with autocast:
-                        output = network(pixels)
-                        taught = teacher(pixels) if teacher is not None else None
-                    part = recipe.objective(output, targets, taught).sum() / recipe.batch_size
-                    (part * processes.count).backward()  # several processes average what they find
-                gathered += part.detach()
+            gathered = _gradient(network, pieces, recipe, teacher, processes, tally.step)
             norm = learner.gradient_norm()
             left_out = [sentence for batch in pieces for sentence in batch.skipped]
             total, skipped, asked = processes.sums(gathered, len(left_out), stop.asked is not None)  # all stop together
             loss = total * recipe.batch_size / (recipe.batch_size - skipped)  # the mean over those that were read
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _not_finite(tally.step + 1, plan, loss, norm, rate, out)
+                raise _not_finite(tally.step + 1, plan, loss, norm, rate, keeper)
             learner.step(rate)
 
             seconds = time.perf_counter() - clock
@@ -289,6 +286,54 @@ def fit(
         evaluation=evaluation,
         stopped=None if finished else stop.asked or "a signal to another process",
     )
+
+
+def _gradient(
+    network: nn.Module, pieces: list[Batch], recipe: Recipe, teacher: Teacher | None, processes: Processes, step: int
+) -> Float[Tensor, ""]:
+    """Gather the gradient of a batch in the parameters, piece by piece.
+
+    Returns:
+        The losses of the pictures that this process has read, added up and divided by the size of the whole batch.
+    """
+    gathered = torch.zeros((), device=processes.device)
+    for number, batch in enumerate(pieces):
+        torch.manual_seed(seed_of(recipe.seed, step, 3, number, processes.rank))
+        pixels = batch.pixels.to(processes.device, non_blocking=True)
+        targets = batch.targets.to(processes.device, non_blocking=True)
+        last = number == len(pieces) - 1
+        with nullcontext() if last else processes.apart(network):
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                output = network(pixels)
+                taught = teacher(pixels) if teacher is not None else None
+            part = recipe.objective(output, targets, taught).sum() / recipe.batch_size
+            (part * processes.count).backward()  # several processes average what they find
+        gathered += part.detach()
+    return gathered
+
+
+def _restored(learner: Learner, saved: Saved) -> _Tally:
+    """Put the learner where a checkpoint left it, and give what was added up until then.
+
+    Raises:
+        CheckpointError: the checkpoint is whole, but holds something else than this training saves.
+    """
+    state, groups = saved.state, learner.state_dict()["optimizer"]["param_groups"]
+    try:
+        learner.load_state_dict(state["learner"])
+        tally = restored(_Tally, state["tally"], "tally", "state.json")
+        for known, group in zip(groups, learner.state_dict()["optimizer"]["param_groups"], strict=True):
+            if known.keys() != group.keys():
+                raise KeyError(*sorted(known.keys() ^ group.keys()))
+        if tally.step != saved.step:
+            raise ValueError(f"it tells of step {tally.step}")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"state.json in {saved.folder} is not what a training saves ({type(error).__name__}: {told}). Move that folder "
+            "elsewhere to go on from the checkpoint before it, if there is one."
+        ) from error
+    return tally
 
 
 def _input_of(model: Network, recipe: Recipe) -> TrainingInput:
@@ -351,9 +396,13 @@ def _told(recipe: Recipe, pictures: PictureSet, plan: Plan, tally: _Tally, evalu
     )
 
 
-def _not_finite(step: int, plan: Plan, loss: float, norm: float, rate: float, out: Path | None) -> TrainingError:
+def _not_finite(step: int, plan: Plan, loss: float, norm: float, rate: float, keeper: Keeper) -> TrainingError:
     what = f"loss became {loss}" if not math.isfinite(loss) else f"gradient's norm became {norm}"
-    saved = f" Checkpoints in {out} are from before; with other options, give another folder." if out is not None else ""
+    saved = ""
+    if keeper.out is not None:
+        before = keeper.saved_until()
+        safe = "No checkpoint was written yet" if before is None else f"The checkpoint of step {before} is from before"
+        saved = f" {safe}; with other options, give another folder than {keeper.out}."
     return TrainingError(
         f"The {what} at step {step} of {plan.steps} (learning rate {rate:.2g}). Lower the learning rate, lengthen the "
         f"warm-up, clip the gradient, or look for pictures whose pixels are not finite numbers.{saved}"

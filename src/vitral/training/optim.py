@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, layer_decay: floa
 
     Args:
         model: the model; parameters that need no gradient are left out, shared ones come once. For layer-wise rates a
-            `Network`, whose `depth_of` a parameter is 0 before the blocks, i + 1 in block i and D + 1 behind them.
+            `Network`, whose `depths` of parameters are 0 before the blocks, i + 1 in block i and D + 1 behind them.
         weight_decay: the decay of the matrices.
         layer_decay: the factor per layer, in (0, 1].
 
@@ -85,7 +85,8 @@ def _scales(model: nn.Module, layer_decay: float) -> Callable[[str], float]:
     if layer_decay == 1:
         return lambda name: 1.0
     network = _network(model)
-    return lambda name: float(layer_decay ** (network.depth + 1 - network.depth_of(name)))
+    depths = network.depths()
+    return lambda name: float(layer_decay ** (network.depth + 1 - depths[name]))
 
 
 def _network(model: nn.Module) -> Network:
@@ -124,8 +125,9 @@ def freeze(model: nn.Module, depth: int) -> None:
             f"The depth to freeze must be from 0 (nothing) to {network.depth + 1} (all but what stands behind the last of "
             f"{network.depth} blocks); {depth} came, which would leave nothing to train."
         )
+    depths = network.depths()
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(network.depth_of(name) >= depth)
+        parameter.requires_grad_(depths[name] >= depth)
 
 
 def training_mode(model: nn.Module) -> None:

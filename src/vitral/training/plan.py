@@ -46,6 +46,16 @@ class Plan:
             save_every=recipe.save_every,
         )
 
+    @property
+    def advice(self) -> str:
+        """A sentence about what the user may not have meant; "" where there is none."""
+        if self.batch_size <= self.count:
+            return ""
+        return (
+            f"A batch of {self.batch_size:,} is more than the {self.count:,} pictures: every step sees each of them about "
+            f"{self.batch_size / self.count:.1f} times. A smaller batch_size takes more steps."
+        )
+
     def epoch(self, done: int) -> float:
         """How often as many pictures were seen as there are, after `done` steps."""
         return done * self.batch_size / self.count

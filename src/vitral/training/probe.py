@@ -219,7 +219,7 @@ def _held_out(labels: Int[np.ndarray, " n"], seed: int) -> np.ndarray:
     if not held.any():
         raise UsageError(
             f"{len(labels)} pictures of {len(np.unique(labels))} classes are too few to hold a fifth of each class out. "
-            "Give a strength (0.01 is a usual one), or more pictures."
+            "Add pictures; or where you call linear_probe yourself, give it a strength (0.01 is a usual one)."
         )
     return held
 
@@ -254,7 +254,10 @@ def knn(
     """
     classes = _checked(train_x, train_y, test_x, test_y, classes)
     if whole_number("k", k) > len(train_x):
-        raise UsageError(f"k = {k} neighbours are to vote, but there are only {len(train_x)} pictures to learn from.")
+        raise UsageError(
+            f"k = {k} neighbours are to vote, but there are only {len(train_x)} pictures to learn from. Give a k of at most "
+            f"{len(train_x)}."
+        )
     if temperature is not None and real_number("temperature", temperature) <= 0:
         raise UsageError(f"temperature must be more than 0, or None for equal votes; {temperature!r} came.")
     known = F.normalize(torch.from_numpy(np.array(train_x, np.float32)).to(device), dim=1)
@@ -284,6 +287,10 @@ def head_config(config: NetworkConfig, feature: Feature, classes: int) -> Any:
     Raises:
         UsageError: the network cannot pool in that way.
     """
+    if feature == "blocks":
+        raise UsageError(
+            "No classifier of a network reads all of its blocks; a probe of the feature 'blocks' stays a probe."
+        )
     known = {field.name for field in fields(cast(Any, config))}
     changes: dict[str, Any] = {"num_classes": classes}
     if "distillation_head" in known:

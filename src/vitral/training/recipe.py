@@ -79,7 +79,7 @@ class Recipe:
 
     Raises:
         UnknownNameError: a choice that is none.
-        UsageError: a number out of its range.
+        UsageError: a value of another type than its annotation's, or a number out of its range.
     """
 
     name: str = "custom"
@@ -136,34 +136,35 @@ class Recipe:
             whole_number("workers", self.workers, least=0)
         if self.frozen_depth != "body":
             whole_number("frozen_depth", self.frozen_depth, least=0)
-        for name, (least, beyond) in _RANGES.items():
+        for name, (least, most, ends) in _RANGES.items():
             number = getattr(self, name)
-            if number is not None and not least <= real_number(name, number) < beyond:
-                raise UsageError(f"{name} must be a number in [{least:g}, {beyond:g}); {number!r} came.")
-        if self.epochs == 0 or self.evaluate_every == 0 or self.save_every == 0:
-            raise UsageError("epochs, evaluate_every and save_every must be more than 0.")
+            if number is None:
+                continue
+            too_low = real_number(name, number) < least or (ends[0] == "(" and number == least)
+            if too_low or number > most or (ends[1] == ")" and number == most):
+                raise UsageError(f"{name} must be a number in {ends[0]}{least:g}, {most:g}{ends[1]}; {number!r} came.")
         if (self.objective.distillation == "none") != (self.teacher is None):
             raise UsageError("distillation needs a teacher, and a teacher is for distillation: give both or neither.")
 
 
 _ENDLESS = float("inf")
 
-# Least, and what is just beyond the most.
-_RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (0.0, 1e6),
-    "crop_share": (0.1, 1.0 + 1e-12),
-    "learning_rate": (0.0, 1e3),
-    "momentum": (0.0, 1.0),
-    "beta2": (0.0, 1.0),
-    "weight_decay": (0.0, 1e3),
-    "layer_decay": (1e-3, 1.0 + 1e-12),
-    "warmup_epochs": (0.0, 1e6),
-    "final_rate": (0.0, 1.0 + 1e-12),
-    "clip": (1e-12, _ENDLESS),
-    "drop_path": (0.0, 1.0),
-    "ema": (0.0, 1.0),
-    "evaluate_every": (0.0, _ENDLESS),
-    "save_every": (0.0, _ENDLESS),
+# Least, most, and which of them are allowed: a square bracket includes its end, a round one does not.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "epochs": (0.0, 1e6, "(]"),
+    "crop_share": (0.1, 1.0, "[]"),
+    "learning_rate": (0.0, 1e3, "[]"),
+    "momentum": (0.0, 1.0, "[)"),
+    "beta2": (0.0, 1.0, "[)"),
+    "weight_decay": (0.0, 1e3, "[]"),
+    "layer_decay": (1e-3, 1.0, "[]"),
+    "warmup_epochs": (0.0, 1e6, "[]"),
+    "final_rate": (0.0, 1.0, "[]"),
+    "clip": (0.0, _ENDLESS, "()"),
+    "drop_path": (0.0, 1.0, "[)"),
+    "ema": (0.0, 1.0, "[)"),
+    "evaluate_every": (0.0, _ENDLESS, "()"),
+    "save_every": (0.0, _ENDLESS, "()"),
 }
 
 

@@ -15,7 +15,7 @@ from vitral.checkpoints.load import load_model
 from vitral.data.pictures import PictureSet
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.catalogue import CATALOGUE, configured, create_model
+from vitral.models.catalogue import CATALOGUE, configured, create_model, enough_memory
 from vitral.models.network import Network
 from vitral.training.recipe import Recipe
 
@@ -29,7 +29,7 @@ def model_for(recipe: Recipe, classes: tuple[str, ...]) -> Network:
 
     Raises:
         UnknownNameError: no such network, or no such field of its configuration.
-        UsageError: the network takes no such value.
+        UsageError: the network takes no such value, or memory does not suffice for it.
         CheckpointError: the checkpoint cannot be read.
     """
     size = recipe.image_size
@@ -44,7 +44,8 @@ def model_for(recipe: Recipe, classes: tuple[str, ...]) -> Network:
             model = _loaded(recipe)
             model.reset_head(len(classes))
             if size is not None and size != model.config.image_size:
-                model = model.resized(size)
+                with enough_memory(type(model), replace(model.config, image_size=size)):
+                    model = model.resized(size)
     model.record = replace(model.record, labels=classes, preprocessing=_prepared(recipe, model), problem="single_label")
     return model.train()
 
