@@ -187,7 +187,7 @@ def position_similarity(
 
 def _kinds(model: Any) -> list[PositionKind]:
     """The ways in which a model tells positions."""
-    if not all(hasattr(model, name) for name in ("config", "positions")):
+    if not hasattr(model, "positions") or not hasattr(getattr(model, "config", None), "position"):
         raise UsageError(f"A {type(model).__name__} does not tell positions as Vitral's vision transformers do.")
     there: dict[PositionKind, bool] = {
         "absolute": model.config.position != "none",

@@ -17,9 +17,10 @@ from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import LayerName
 from vitral.explanation.geometry import TokenGeometry
-from vitral.explanation.methods import DEFAULT, METHODS
+from vitral.explanation.methods import DEFAULT, METHODS, check_fits
 from vitral.explanation.question import Question, ScoreOf
 from vitral.explanation.result import Explanation
+from vitral.explanation.stages import cell_of
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
@@ -99,13 +100,15 @@ def explain(
     Raises:
         PictureError: a picture cannot be read.
         UnknownNameError: no such method, option, layer or class.
-        UsageError: a target outside the classes, a model without classes or without attention where they are needed.
+        UsageError: a target outside the classes, a model without classes or without attention where they are needed; in
+            the latter case it names the methods that work.
     """
     check_predictor(predictor)
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     chosen = options | {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
     METHODS[method].check(method, chosen)
+    check_fits(method, predictor.model)
     own = isinstance(target, Iterable) and not isinstance(target, str) and as_integer(target) is None
     many = own or isinstance(picture, list)
     targets = list(cast(Iterable[Target], target)) if own else [cast(Target, target)]
@@ -214,14 +217,16 @@ def _explained(
         classes = target.tolist() if METHODS[method].needs_target and isinstance(target, Tensor) else None
         scores = question.probability(output).tolist() if classes is not None else None
     values = heat.values.detach().float().cpu()
-    cell = patch_size if values.shape[1:] == output.grid else (1, 1)
+    grid, size = (values.shape[1], values.shape[2]), (pixels.shape[2], pixels.shape[3])
+    per_pixel = grid == size and grid != output.grid
+    cell = (1, 1) if per_pixel else cell_of(predictor.model, grid, size)
     return [
         Explanation(
             name=one.name,
             method=method,
             heat=values[place].numpy(),
             cell=cell,
-            geometry=TokenGeometry.of(predictor.model, output.grid, one.frame),
+            geometry=TokenGeometry.of(predictor.model, output.grid if per_pixel else grid, one.frame),
             target=None if classes is None else classes[place],
             label=None if classes is None else predictor.record.label(classes[place]),
             score=None if scores is None else scores[place],

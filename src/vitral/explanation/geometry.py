@@ -12,6 +12,7 @@ from torch import nn
 from vitral.base.frame import Frame
 from vitral.base.numbers import as_integer
 from vitral.errors import UsageError
+from vitral.explanation.stages import cell_of
 
 __all__ = ["TokenGeometry"]
 
@@ -37,9 +38,13 @@ class TokenGeometry:
 
     @classmethod
     def of(cls, model: nn.Module, grid: tuple[int, int], frame: Frame) -> TokenGeometry:
-        """The geometry of a picture that a model saw on a grid of patches."""
+        """The geometry of a picture that a model saw on a grid of patches, or of cells of an earlier stage.
+
+        Tokens of an earlier stage have none before them.
+        """
         config: Any = model.config
-        return cls(config.prefix_names, grid, config.patch_size, frame)
+        last = tuple(grid) == tuple(config.grid_of(frame.input))
+        return cls(config.prefix_names if last else (), grid, cell_of(model, grid, frame.input), frame)
 
     def __len__(self) -> int:
         """How many tokens there are."""

@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vitral.errors import UnknownNameError
+from torch import nn
+
+from vitral.errors import UnknownNameError, UsageError
+from vitral.explanation.capture import attention_layers
 from vitral.explanation.gradients import integrated_gradients, saliency, smoothgrad
 from vitral.explanation.lens import logit_lens
 from vitral.explanation.maps import attention
@@ -14,8 +17,9 @@ from vitral.explanation.perturb import occlusion, rise
 from vitral.explanation.question import Heat
 from vitral.explanation.relevance import grad_cam, legrad, relevance
 from vitral.explanation.rollout import rollout
+from vitral.layers.attention import ScaledDotProduct
 
-__all__ = ["DEFAULT", "METHODS", "Method", "title_of"]
+__all__ = ["DEFAULT", "METHODS", "Method", "attends", "check_fits", "title_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class Method:
         find: from a question and options to heat.
         needs_target: whether it explains a class (or a score); the others know none.
         signed: whether negative heat speaks against the class.
+        attention: whether it follows attention between tokens, which a network has to have.
         paper: where it was published.
     """
 
@@ -36,7 +41,12 @@ class Method:
     find: Callable[..., Heat]
     needs_target: bool = True
     signed: bool = False
+    attention: bool = False
     paper: str
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether it finds in a network what it looks at."""
+        return not self.attention or attends(model)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -60,6 +70,7 @@ METHODS: dict[str, Method] = {
         asks="how much one layer takes from it",
         find=attention,
         needs_target=False,
+        attention=True,
         paper="Vaswani et al. 2017",
     ),
     "rollout": Method(
@@ -67,18 +78,21 @@ METHODS: dict[str, Method] = {
         asks="how much of it attention carries through all layers to the answer",
         find=rollout,
         needs_target=False,
+        attention=True,
         paper="Abnar and Zuidema 2020",
     ),
     "relevance": Method(
         title="Relevance",
         asks="how much of it attention carries where the class's score rises with that attention",
         find=relevance,
+        attention=True,
         paper="Chefer et al. 2021",
     ),
     "legrad": Method(
         title="LeGrad",
         asks="how much the class, read behind every layer, rises with the attention paid to it",
         find=legrad,
+        attention=True,
         paper="Bousselham et al. 2024",
     ),
     "grad_cam": Method(
@@ -129,7 +143,30 @@ METHODS: dict[str, Method] = {
 """Name → method."""
 
 DEFAULT = "grad_cam"
-"""The method that is used where none is named: the one that won benchmarks/explain.py (see benchmarks/RESULTS.md)."""
+"""The method that is used where none is named: the one that won benchmarks/explain.py (see benchmarks/RESULTS.md).
+It works for every network that tells where its last map's cells lie, with attention or without."""
+
+
+def attends(model: nn.Module) -> bool:
+    """Whether tokens attend to each other anywhere in a network, so that there are maps to be looked at."""
+    if not any(isinstance(module, ScaledDotProduct) for module in model.modules()):
+        return False
+    return not all(layer.layout.channels for layer in attention_layers(model))
+
+
+def check_fits(method: str, model: nn.Module) -> None:
+    """Refuse a method that would look at attention where there is none.
+
+    Raises:
+        UsageError: naming the methods that work.
+    """
+    if METHODS[method].fits(model):
+        return
+    others = ", ".join(repr(name) for name, one in METHODS.items() if not one.attention)
+    raise UsageError(
+        f"The method {method!r} follows attention between tokens, and this network ({type(model).__name__}) has none. "
+        f"These work for it: {others}."
+    )
 
 
 def title_of(method: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -15,8 +18,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vitral.errors import UsageError
-from vitral.explanation.capture import attention_layers, capture
+from vitral.explanation.capture import Captured, Layer, attention_layers, capture
 from vitral.explanation.explain import Prepares
+from vitral.explanation.methods import attends
+from vitral.explanation.stages import moved
+from vitral.layers.position import Grid
 from vitral.models.output import EncoderOutput
 
 __all__ = ["Rows", "Store", "block_sizes", "gathered", "membership", "pack_maps"]
@@ -45,23 +51,50 @@ class Store:
 def pack_maps(
     predictor: Prepares, batch: Float[Tensor, "1 c y x"], budget: int, store: Store
 ) -> tuple[EncoderOutput, dict[str, Any]]:
-    """One look at the picture: the model's answer, and what the page is told of its attention maps."""
+    """One look at the picture: the model's answer, and what the page is told of its attention maps.
+
+    The page has one grid. Where stages differ in theirs it is the finest on which all maps fit the budget, else the
+    coarsest; maps of other stages are averaged or spread out to it.
+    """
     model, config = predictor.model, cast(Any, predictor.model).config
     grid = config.grid_of(tuple(batch.shape[2:]))
-    layers = attention_layers(model)
-    asking, asked = block_sizes(grid, config.prefix, sum(config.heads for _ in layers), budget)
-    reduce = partial(gathered, grid=grid, prefix=config.prefix, asking=asking, asked=asked)
-    with capture(model, reduce=reduce) as captured:
-        output: EncoderOutput = model(batch)
+    if not attends(model):
+        output = model(batch)
+        return output, {
+            "grid": list(output.grid),
+            "layers": [],
+            "blocks": {"asking": 1, "asked": 1},
+            "first": None,
+            "stages": [],
+        }
+    layers = [layer for layer in attention_layers(model) if not layer.layout.channels]
+    names = [layer.name for layer in layers]
+    # First whose maps they are, without a map being made: how large they become depends on all grids and heads together.
+    with capture(model, names, parts="queries", reduce=lambda queries: (queries.shape[1], queries.shape[2])) as seen:
+        output = model(batch)
+    heads = sum(seen[name][0] for name in names)
+    grids = list(dict.fromkeys(seen.grid(name) for name in names))
+    if len(grids) > 1:
+        grid = _page_grid(grids, config.prefix, heads, budget)
+    elif grids:
+        grid = grids[0]
+    asking, asked = block_sizes(grid, config.prefix, heads, budget)
+    with ExitStack() as watching:
+        found = []
+        for layer in layers:
+            packed = partial(_packed, seen, layer, grid=grid, prefix=config.prefix, asking=asking, asked=asked)
+            found.append(watching.enter_context(capture(model, layer.name, whole=False, reduce=packed)))
+        model(batch)
     told = []
     for number, layer in enumerate(layers):
-        rows: Rows = captured[layer.name]
-        pool = layer.block is None
+        rows: Rows = found[number][layer.name]
+        alone = layer.block is None
         told.append(
             {
-                "name": "Attention pooling" if pool else f"Layer {number}",
-                "short": "pool" if pool else str(number),
-                "pool": pool,
+                "name": "Attention pooling" if alone else f"Layer {number}",
+                "short": "pool" if alone else str(number),
+                # One row, whatever the token: that of a pool, or of the class token where it alone asks.
+                "pool": alone or rows.peaks.shape[1] == 1,
                 "heads": len(rows.levels),
                 "levels": store.add(rows.levels),
                 "peaks": store.add(rows.peaks),
@@ -73,11 +106,54 @@ def pack_maps(
     # has no such token; then the pool, or the patch in the middle of the grid.
     middle = _block_of(grid, asking)[grid[0] // 2, grid[1] // 2]
     # Two thirds of the way up objects stand out; the last layers often heap attention on a few patches of background.
-    first = {
-        "layer": len(layers) - 1 if layers[-1].block is None else blocks[2 * len(blocks) // 3],
-        "token": 0 if "class" in config.prefix_names else config.prefix + int(middle),
-    }
-    return output, {"layers": told, "blocks": {"asking": asking, "asked": asked}, "first": first}
+    chosen = len(layers) - 1 if layers[-1].block is None else blocks[2 * len(blocks) // 3]
+    reads = "class" in config.prefix_names and seen.prefix(names[chosen]) > 0
+    first = {"layer": chosen, "token": 0 if reads else config.prefix + int(middle)}
+    stages = [list(one) for one in grids] if len(grids) > 1 else []
+    blocks_told = {"asking": asking, "asked": asked}
+    return output, {"grid": list(grid), "layers": told, "blocks": blocks_told, "first": first, "stages": stages}
+
+
+def _page_grid(grids: Sequence[Grid], prefix: int, maps: int, budget: int) -> Grid:
+    """The finest grid on which nothing has to be gathered to blocks, else the coarsest."""
+    ordered = sorted(grids, key=math.prod, reverse=True)
+    fits = (one for one in ordered if block_sizes(one, prefix, maps, budget) == (1, 1))
+    return next(fits, ordered[-1])
+
+
+def _packed(
+    seen: Captured, layer: Layer, weights: Float[Tensor, "w h s t"], *, grid: Grid, prefix: int, asking: int, asked: int
+) -> Rows:
+    """A layer's maps on the page's grid, one head at a time: on a fine grid a single whole map is large."""
+    parts = []
+    for head in weights.split(1, dim=1):
+        maps = _on_page(seen.whole(layer.name, head), seen, layer.name, grid, prefix)
+        parts.append(gathered(maps, grid=grid, prefix=prefix, asking=asking, asked=asked))
+    levels, peaks, before = (
+        np.concatenate([getattr(part, field) for part in parts]) for field in ("levels", "peaks", "prefix")
+    )
+    return Rows(levels=levels, peaks=peaks, prefix=before)
+
+
+def _on_page(
+    maps: Float[Tensor, "1 h n m"], seen: Captured, layer: str, grid: Grid, prefix: int
+) -> Float[Tensor, "1 h p q"]:
+    """Maps of a stage's grid on the page's: shares summed or spread evenly, rows averaged or repeated.
+
+    A token before the patches that the stage does not have asks for nothing and is not seen.
+    """
+    own, asked, before = seen.grid(layer), seen.asked_grid(layer), seen.prefix(layer)
+    if own == grid == asked and (before == prefix or maps.shape[2] == 1):
+        return maps
+    maps = moved(maps, asked, grid)
+    if maps.shape[2] == 1:
+        return maps
+    cells = grid[0] * grid[1]
+    rows = moved(torch.eye(cells, device=maps.device, dtype=maps.dtype), grid, own)  # p cells of the page by own ones
+    first = maps.shape[2] - own[0] * own[1]
+    maps = torch.cat([maps[:, :, :first], rows @ maps[:, :, first:]], dim=2)
+    missing = prefix - first
+    return F.pad(maps, (missing, 0, missing, 0)) if missing > 0 else maps
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 from vitral.tasks.classification.result import scores_of
 
-__all__ = ["Heat", "Question", "ScoreOf", "gradients", "read_back", "reading_weights"]
+__all__ = ["Heat", "Question", "ScoreOf", "gradients", "read_from", "reading_weights"]
 
 ScoreOf = Callable[[EncoderOutput], Float[Tensor, " b"]]
 """A score of the caller's own: one number for each picture of a batch."""
@@ -137,14 +137,25 @@ class Question:
         target = self.target[place : place + 1] if isinstance(self.target, Tensor) else self.target
         return replace(self, pixels=self.pixels[place : place + 1], target=target)
 
-    def token(self, asked: SupportsIndex | str | tuple[SupportsIndex, SupportsIndex]) -> int:
+    def token(
+        self,
+        asked: SupportsIndex | str | tuple[SupportsIndex, SupportsIndex],
+        grid: tuple[int, int] | None = None,
+        prefix: int | None = None,
+    ) -> int:
         """The number of a token: of a number, of a name, or of row and column of a patch.
+
+        Args:
+            asked: which.
+            grid: rows and columns of a layer's tokens; by default those of the patches.
+            prefix: how many tokens stand before them.
 
         Raises:
             UnknownNameError: no token before the patches is called so.
             UsageError: it is none of these, or there is no such patch.
         """
-        names: tuple[str, ...] = cast(Any, self.model).config.prefix_names
+        grid, prefix = grid or self.grid, self.prefix if prefix is None else prefix
+        names: tuple[str, ...] = cast(Any, self.model).config.prefix_names[:prefix]
         if isinstance(asked, str):
             if asked not in names:
                 raise UnknownNameError("token", asked, names)
@@ -153,49 +164,61 @@ class Question:
         if number is not None:
             return number
         place = [as_integer(one) for one in asked] if isinstance(asked, tuple) else []
-        if len(place) != 2 or not all(
-            one is not None and 0 <= one < side for one, side in zip(place, self.grid, strict=True)
-        ):
-            rows, columns = self.grid
+        if len(place) != 2 or not all(one is not None and 0 <= one < side for one, side in zip(place, grid, strict=True)):
+            rows, columns = grid
             raise UsageError(
                 f"A token is a number, a name, or (row, column) in the grid of {rows} × {columns} patches; {asked!r} came."
             )
-        return self.prefix + cast(int, place[0]) * self.grid[1] + cast(int, place[1])
+        return prefix + cast(int, place[0]) * grid[1] + cast(int, place[1])
 
-    def patches(self, of_tokens: Float[Tensor, "b n"]) -> Float[Tensor, "b i j"]:
-        """Values of all tokens, or of the patches alone, as a map over the patches, in single precision."""
-        return of_tokens[:, -self.grid[0] * self.grid[1] :].float().unflatten(1, self.grid)
+    def patches(self, of_tokens: Float[Tensor, "b n"], grid: tuple[int, int] | None = None) -> Float[Tensor, "b i j"]:
+        """Values of all tokens, or of the patches alone, as a map over the patches, in single precision.
+
+        Args:
+            of_tokens: a value for each.
+            grid: rows and columns of a layer's tokens; by default those of the patches.
+        """
+        grid = grid or self.grid
+        return of_tokens[:, -grid[0] * grid[1] :].float().unflatten(1, grid)
 
 
-def reading_weights(model: nn.Module, tokens: int) -> Float[Tensor, " n"] | None:
-    """From which tokens of the last block the answer is read, as weights that sum to one; None for attention pooling."""
+def reading_weights(model: nn.Module, tokens: int, prefix: int | None = None) -> Float[Tensor, " n"] | None:
+    """From which tokens of the last block the answer is read, as weights that sum to one; None for attention pooling.
+
+    Args:
+        model: it knows what its classifier reads.
+        tokens: how many there are.
+        prefix: how many of them stand before the patches, where it is an earlier stage's tokens that are asked about; a
+            stage without the class token is read as one whose mean is.
+    """
     config: Any = cast(Any, model).config
     if config.pool == "attention":
         return None
+    prefix = config.prefix if prefix is None else prefix
     weights = torch.zeros(tokens)
-    if config.pool in ("mean", "class_and_mean"):
-        weights[config.prefix :] = 1 / (tokens - config.prefix)
-    if config.pool in ("class", "class_and_mean"):
+    if prefix == 0 or config.pool not in ("class",):
+        weights[prefix:] = 1 / (tokens - prefix)
+    if prefix and config.pool in ("class", "class_and_mean"):
         weights[0] = 1.0
-    if config.distillation_head:
+    if prefix > 1 and getattr(config, "distillation_head", False):
         weights[1] = 1.0
     return weights / weights.sum()
 
 
-def read_back(model: nn.Module, flow: Float[Tensor, "b n n"], pool: Float[Tensor, "b 1 m"] | None) -> Float[Tensor, "b n"]:
-    """What the answer took from each token of the input.
+def read_from(model: nn.Module, tokens: int, pool: Float[Tensor, "b 1 m"] | None) -> Float[Tensor, "#b n"]:
+    """What the answer takes from each token behind the last block.
 
     Args:
         model: it knows which tokens it reads.
-        flow: what each token of the last block (rows) took from each of the input (columns).
-        pool: how attention pooling reads the last block's tokens, where a model does; of all tokens, or the patches alone.
+        tokens: how many there are.
+        pool: how attention pooling reads them, where a model does; all of them, or the patches alone.
     """
-    weights = reading_weights(model, flow.shape[1])
+    weights = reading_weights(model, tokens)
     if weights is not None:
-        return weights.to(flow) @ flow
+        return weights[None]
     if pool is None:
         raise UsageError("The model pools by attention, but the map of its pool was not captured.")
-    return (pool.to(flow) @ flow[:, flow.shape[1] - pool.shape[2] :])[:, 0]
+    return F.pad(pool[:, 0], (tokens - pool.shape[2], 0))
 
 
 def gradients(score: Float[Tensor, " b"], by: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:

@@ -221,7 +221,7 @@ function start(bytes, picture) {
   };
   const colours = Object.fromEntries(Object.entries(told.colours).map(([name, place]) => [name, paletteOf(array(place))]));
   const ground = greyed(picture);
-  explore(array, colours, ground);
+  if (told.layers.length) explore(array, colours, ground);
   for (const canvas of document.querySelectorAll("canvas[data-heat]")) showHeat(canvas, array, colours, ground);
   if (told.positions) comparePositions(array, colours);
 }

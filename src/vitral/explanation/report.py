@@ -27,10 +27,10 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.embeddings import PositionSimilarity, position_similarity
 from vitral.explanation.explain import Prepares, check_predictor, explain, target_class
 from vitral.explanation.geometry import TokenGeometry
-from vitral.explanation.methods import DEFAULT, METHODS, title_of
+from vitral.explanation.methods import DEFAULT, METHODS, attends, check_fits, title_of
 from vitral.explanation.packing import Store, membership, pack_maps
 from vitral.explanation.result import Explanation
-from vitral.explanation.statistics import head_statistics
+from vitral.explanation.statistics import head_distances
 from vitral.models.output import EncoderOutput
 from vitral.tasks.classification.result import Classification, Options, decode
 
@@ -60,7 +60,7 @@ def explanation_page(
         picture: a path, address, bytes, file object, Pillow image, array or tensor.
         top_k: how many of the best classes are explained; a model without classes explains none.
         method: how; a key of `explanation.methods.METHODS`. Classes are explained by relevance as well, the method that
-            follows attention through all layers, as two methods seldom agree.
+            follows attention through all layers, as two methods seldom agree; by saliency where there is no attention.
         target: a class to be explained before the best ones, by its place or its name.
         budget: how many numbers of attention maps the page may hold, a byte each before they are packed. Where there
             are more, patches are gathered to blocks, and the page says so.
@@ -80,6 +80,7 @@ def explanation_page(
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     METHODS[method].check(method, options)
+    check_fits(method, predictor.model)
     chosen = Options(top_k=top_k)
     step("looking")
     pixels, seen = predictor.prepare(picture)
@@ -95,11 +96,10 @@ def explanation_page(
         own = options if name == method else {}
         heats.append(explain(predictor, seen.picture, method=name, target=place, **own))
     step("positions and distances")
-    positions, distance = _positions(predictor, output.grid), _distance(predictor, batch)
-    geometry = TokenGeometry.of(predictor.model, output.grid, seen.frame)
+    positions, distance = _positions(predictor, output.grid, maps), _distance(predictor, batch)
+    geometry = TokenGeometry.of(predictor.model, tuple(maps["grid"]), seen.frame)
     told = {
-        "grid": list(output.grid),
-        "prefix": [_spoken(name) for name in geometry.prefix],
+        "prefix": [_spoken(name) for name in cast(Any, predictor.model).config.prefix_names],
         "picture": _shown(seen, seen.picture, geometry, grey=batch.shape[1] == 1),
         **maps,
         "heats": [_heat(one, store) for one in heats],
@@ -112,11 +112,11 @@ def explanation_page(
         '<noscript><p class="asleep">The maps are drawn by a script inside this page; please allow it.</p></noscript>',
         '<p class="asleep" id="asleep"></p>',
         _explorer(told, _classes(classes)),
-        _wall(),
+        _wall() if told["layers"] else "",
         _reasons(heats),
         "" if distance is None else _distances(distance),
         "" if positions is None else _likenesses(positions, told["positions"]),
-        _footer(),
+        _footer(told),
         page.data_block("told", told),
         f'<script type="application/octet-stream" id="packed">{store.packed()}</script>',
         lead=_lead(predictor, batch, output, told),
@@ -136,10 +136,13 @@ def _questions(
     if target is not None:
         wanted = target_class(predictor.record, cast(Any, predictor.model).config.num_classes, target)
         places = [wanted, *(place for place in places if place != wanted)]
+    # Beside it a method that looks another way: through all layers' attention, or, where there is none, at the pixels.
+    looks = attends(predictor.model)
+    unknowing: list[tuple[str, int | None]] = [("rollout", None)] if looks else []
     if not METHODS[method].needs_target:
-        return [(method, None)] if method == "rollout" else [(method, None), ("rollout", None)]
-    methods = dict.fromkeys((method, "relevance"))
-    return [*((one, place) for one in methods for place in places), ("rollout", None)]
+        return [*((one, None) for one in dict.fromkeys((method, *(name for name, _ in unknowing))))]
+    methods = dict.fromkeys((method, "relevance" if looks else "saliency"))
+    return [*((one, place) for one in methods for place in places), *unknowing]
 
 
 def _heat(explanation: Explanation, store: Store) -> dict[str, Any]:
@@ -151,18 +154,22 @@ def _heat(explanation: Explanation, store: Store) -> dict[str, Any]:
     return {"levels": store.add(levels), "signed": explanation.signed, "over": corners.ravel().tolist()}
 
 
-def _positions(predictor: Prepares, grid: tuple[int, int]) -> PositionSimilarity | None:
-    """How similar positions are to the model; None where it tells none."""
+def _positions(predictor: Prepares, grid: tuple[int, int], maps: dict[str, Any]) -> PositionSimilarity | None:
+    """How similar positions are to the model; None where it tells none, or those of another grid than the page's."""
+    if maps["stages"] or list(grid) != maps["grid"]:
+        return None
     try:
         return position_similarity(predictor.model, grid)
     except UsageError:
         return None
 
 
-def _distance(predictor: Prepares, batch: Float[Tensor, "1 c y x"]) -> Float[np.ndarray, "l h"] | None:
-    """How far every head looks, in input pixels; None where one looks at no patch at all."""
+def _distance(predictor: Prepares, batch: Float[Tensor, "1 c y x"]) -> list[Float[np.ndarray, " _"]] | None:
+    """How far every head of every layer looks, in input pixels; None where one looks at no patch, or none is there."""
+    if not attends(predictor.model):
+        return None
     try:
-        return head_statistics(predictor.model, batch).distance
+        return head_distances(predictor.model, batch)
     except UsageError:
         return None
 
@@ -235,15 +242,28 @@ def _named(number: int, noun: str) -> str:
 
 def _lead(predictor: Prepares, batch: Float[Tensor, "1 c y x"], output: EncoderOutput, told: dict[str, Any]) -> str:
     """The model and its sizes, in two sentences."""
-    config, record = cast(Any, predictor.model).config, predictor.record
+    record = predictor.record
     model = record.architecture or PurePath(record.source).name or type(predictor.model).__name__
     height, width = batch.shape[2:]
-    blocks = sum(not layer["pool"] for layer in told["layers"])
-    pool = " and an attention pool" if blocks < len(told["layers"]) else ""
+    rows, columns = output.grid
+    if not told["layers"]:
+        return (
+            f"{model} sees {height} × {width} pixels and makes a last map of {rows} × {columns} cells of them. Nothing in "
+            "it attends to anything, so this page shows which places its answers hang on."
+        )
+    pools = sum(layer["short"] == "pool" for layer in told["layers"])
+    heads = sorted({layer["heads"] for layer in told["layers"] if layer["short"] != "pool"})
+    pool = " and an attention pool" if pools else ""
+    layers = _named(len(told["layers"]) - pools, "layer")
+    of_heads = _named(heads[0], "head") if len(heads) == 1 else f"{heads[0]} to {heads[-1]} heads"
+    if told["stages"]:
+        return (
+            f"{model} sees {height} × {width} pixels in stages, the last of {rows} × {columns} cells. In {layers} of "
+            f"{of_heads}{pool}, each token decides how much to take from those it sees."
+        )
     return (
-        f"{model} sees {height} × {width} pixels in {output.grid[0]} × {output.grid[1]} patches. In "
-        f"{_named(blocks, 'layer')} of {_named(config.heads, 'head')}{pool}, each patch decides how much to take from "
-        "every other."
+        f"{model} sees {height} × {width} pixels in {rows} × {columns} patches. In {layers} of {of_heads}{pool}, each patch "
+        "decides how much to take from every other."
     )
 
 
@@ -269,6 +289,12 @@ def _score(score: float) -> str:
 def _explorer(told: dict[str, Any], classes: str) -> str:
     """The picture beside the classes, what is said of it, and everything that changes what is seen on it."""
     remarks = "".join(page.paragraph(remark, kind="quiet") for remark in _remarks(told))
+    if not told["layers"]:
+        shown = f'<img class="picture" src="{told["picture"]["address"]}" alt="The picture">'
+        return (
+            f'<section class="explorer" aria-label="The picture and its classes">{classes}<div class="stage">{shown}'
+            f"{remarks}</div></section>"
+        )
     strength = 80 if told["picture"]["smooth"] else 45  # a picture of few pixels is not recognised under much heat
     return f"""<section class="explorer" id="explorer" aria-label="Explorer">
 {classes}
@@ -303,6 +329,13 @@ def _remarks(told: dict[str, Any]) -> list[str]:
     (left, top, right, bottom), view = told["picture"]["seen"], told["picture"]["view"]
     if view[0] < left - 0.5 or view[1] < top - 0.5 or view[2] > right + 0.5 or view[3] > bottom + 0.5:
         found.append("What is faded was cropped away before the model saw the picture.")
+    if told["stages"]:
+        *others, last = (f"{rows} × {columns}" for rows, columns in told["stages"])
+        rows, columns = told["grid"]
+        found.append(
+            f"The network lays {', '.join(others)} and {last} cells over the picture, one stage after the other. All maps "
+            f"are shown on {rows} × {columns}: finer ones are summed, coarser ones spread evenly."
+        )
     if asking > 1:
         summed = f" and summed over {asked} × {asked} patches that are asked" if asked > 1 else ""
         found.append(f"To keep this page small, attention is averaged over {asking} × {asking} patches that ask{summed}.")
@@ -355,11 +388,11 @@ def _card(place: int, explanation: Explanation) -> str:
     )
 
 
-def _distances(distance: Float[np.ndarray, "l h"]) -> str:
+def _distances(distance: list[Float[np.ndarray, " _"]]) -> str:
     """A chart of how far each head looks: a dot per head over its layer, and a line through the means."""
-    layers, heads = distance.shape
+    layers, every_one = len(distance), np.concatenate(distance)
     width, height, left, right, top, bottom = 680, 260, 58, 12, 12, 34
-    most = page.rounded_up(float(distance.max()))
+    most = page.rounded_up(float(every_one.max()) or 1.0)
     step = (width - left - right) / layers
     x = [left + step * (layer + 0.5) for layer in range(layers)]
     bottom_line = height - bottom
@@ -373,16 +406,18 @@ def _distances(distance: Float[np.ndarray, "l h"]) -> str:
     ]
     parts.append(f'<text x="{left - 8}" y="{height - 5}" text-anchor="end">layer</text>')
     means = " ".join(
-        f"{at:.1f},{bottom_line - rise * mean:.1f}" for at, mean in zip(x, distance.mean(1).tolist(), strict=True)
+        f"{at:.1f},{bottom_line - rise * float(heads.mean()):.1f}" for at, heads in zip(x, distance, strict=True)
     )
     parts.append(f'<polyline points="{means}"/>')
     parts += [
-        f'<circle cx="{x[layer]:.1f}" cy="{bottom_line - rise * distance[layer, head]:.1f}" r="4.5" data-layer="{layer}" '
-        f'data-head="{head}"><title>Layer {layer}, head {head}: {distance[layer, head]:.1f} pixels</title></circle>'
-        for layer in range(layers)
-        for head in range(heads)
+        f'<circle cx="{x[layer]:.1f}" cy="{bottom_line - rise * far:.1f}" r="4.5" data-layer="{layer}" '
+        f'data-head="{head}"><title>Layer {layer}, head {head}: {far:.1f} pixels</title></circle>'
+        for layer, heads in enumerate(distance)
+        for head, far in enumerate(heads.tolist())
     ]
-    said = f"Mean attention distance from {distance.min():.1f} to {distance.max():.1f} pixels over {_named(layers, 'layer')}"
+    said = (
+        f"Mean attention distance from {every_one.min():.1f} to {every_one.max():.1f} pixels over {_named(layers, 'layer')}"
+    )
     return page.section(
         "How far each head looks",
         page.paragraph(
@@ -426,8 +461,11 @@ def _signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def _footer() -> str:
+def _footer(told: dict[str, Any]) -> str:
     """How to read all this, and what not to read into it."""
+    if not told["layers"]:
+        alone = "The heat of a class is an estimate of what its score hangs on: methods differ, and none is the truth."
+        return f"<footer><h2>How to read this page</h2>{page.paragraph(alone)}</footer>"
     sentences = [
         "An attention map is one row of a softmax: what share each token has in what the asking token takes in, at one "
         "layer and head. Shares add up to 100 % with those of the tokens before the patches, which lie nowhere in the "

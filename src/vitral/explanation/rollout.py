@@ -11,29 +11,104 @@ from torch import Tensor
 
 from vitral.base.numbers import real_number
 from vitral.errors import UsageError
-from vitral.explanation.capture import capture
+from vitral.explanation.capture import Captured, capture
 from vitral.explanation.maps import HeadFusion, fused
-from vitral.explanation.question import Heat, Question, read_back
+from vitral.explanation.question import Heat, Question, read_from
+from vitral.explanation.stages import moved
 
-__all__ = ["roll_out", "rollout"]
+__all__ = ["Backwards", "roll_out", "rollout"]
 
 
 @torch.no_grad()
 def rollout(question: Question, *, fusion: HeadFusion = "mean", discard: float = 0.0, start: SupportsIndex = 0) -> Heat:
     """Attention rollout (Abnar and Zuidema 2020, section 3); it knows no class.
 
+    Where tokens are merged between stages, the merged one has taken evenly from those it was merged from; where a layer asks
+    averages of tokens, what it takes from one it takes evenly from those under it. So the flow ends on the grid of the first
+    layer that counts, the finest of a hierarchy.
+
     Args:
         question: what to look at.
         fusion: how the heads of a layer become one; the mean in the paper.
-        discard: share of each row's weakest attention that is left out, from 0, as in the paper, to below 1. (Gildenblat
-            2020, jacobgil/vit-explain, leaves out the weakest of a whole map, which may leave rows without any.)
+        discard: share of each row's weakest attention that is left out, from 0, as in the paper, to below 1; of the tokens
+            of its window, where a layer has windows. (Gildenblat 2020, jacobgil/vit-explain, leaves out the weakest of a
+            whole map, which may leave rows without any.)
         start: the first layer that counts, 0 for all.
     """
-    with capture(question.model, reduce=lambda maps: fused(maps, fusion)) as captured:
+    _check(discard)
+    with capture(question.model, whole=False, reduce=lambda maps: fused(maps, fusion)) as captured:
         question.model(question.pixels)
-    flow = roll_out([captured[name] for name in captured.blocks(start)], discard=discard)
-    pool = None if captured.pool is None else captured[captured.pool]
-    return Heat(question.patches(read_back(question.model, flow, pool)))
+    way = Backwards(question, captured, None if captured.pool is None else captured[captured.pool])
+    for name in way.layers(start):
+        # Once more to a sum of one: what was paid to tokens that only fill up a window is not in the whole map.
+        attention = _kept(captured.whole(name, _kept(captured[name], discard)[:, None])[:, 0], 0.0)
+        way.to(name)
+        # Row by row (A + I) / 2; a token that sees none keeps all it has.
+        share = attention.sum(-1)
+        asking = way.of_asking(attention) / (1 + share)
+        way.add(asking - way.of_asking(attention), attention, asking)
+    return way.heat()
+
+
+class Backwards:
+    """What the answer took from each token, followed back from the last layer to the first, through stages and their grids.
+
+    It is one row of the product of all layers' maps, from its left end: on fine grids the product itself would be far larger
+    than any map.
+
+    Args:
+        question: what to look at.
+        captured: layers that a forward of its model has passed.
+        pool: how attention pooling reads the last layer's tokens, where a model does.
+    """
+
+    def __init__(self, question: Question, captured: Captured, pool: Float[Tensor, "b 1 m"] | None) -> None:
+        self._question, self._captured = question, captured
+        self._grid, self._prefix = question.grid, question.prefix
+        self._row = read_from(question.model, question.tokens, pool).to(question.pixels.device)
+        self._row = self._row.expand(len(question.pixels), -1)
+
+    def layers(self, start: SupportsIndex = 0) -> list[str]:
+        """The layers from one of them on, the last first; those that mix channels let every token pass.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        return [name for name in reversed(self._captured.blocks(start)) if not self._captured.channels(name)]
+
+    def to(self, layer: str) -> None:
+        """Go back to a layer's own grid."""
+        grid, prefix = self._captured.grid(layer), self._captured.prefix(layer)
+        before, cells = self._row[:, : self._prefix], self._row[:, self._prefix :]
+        # A token before the patches that joins later came from none of them.
+        before = torch.nn.functional.pad(before[:, :prefix], (0, max(0, prefix - self._prefix)))
+        self._row = torch.cat([before, moved(cells, self._grid, grid)], dim=1)
+        self._grid, self._prefix = grid, prefix
+        self._layer = layer
+
+    def of_asking(self, attention: Float[Tensor, "b n m"]) -> Float[Tensor, "b n"]:
+        """What the answer took from the tokens that ask at this layer: all, or the first ones."""
+        return self._row[:, : attention.shape[1]].to(attention)
+
+    def add(self, change: Float[Tensor, "b n"], attention: Float[Tensor, "b n m"], carried: Float[Tensor, "b n"]) -> None:
+        """Change what was taken from the tokens that ask, and add what they carry from those they attend to.
+
+        Args:
+            change: what is added for the tokens that ask.
+            attention: the map, columns on the layer's grid of asked tokens.
+            carried: what of each row is passed on.
+        """
+        reached = torch.einsum("bn,bnm->bm", carried, attention)
+        reached = moved(reached, self._captured.asked_grid(self._layer), self._grid)
+        row = self._row.to(reached).clone()
+        row[:, : change.shape[1]] += change
+        # A map may leave out the tokens before the patches.
+        row[:, row.shape[1] - reached.shape[1] :] += reached
+        self._row = row
+
+    def heat(self) -> Heat:
+        """What was taken from the tokens of the grid that was reached."""
+        return Heat(self._row[:, self._prefix :].float().unflatten(1, self._grid))
 
 
 def roll_out(maps: Sequence[Float[Tensor, "b n n"]], *, discard: float = 0.0) -> Float[Tensor, "b n n"]:
@@ -48,18 +123,25 @@ def roll_out(maps: Sequence[Float[Tensor, "b n n"]], *, discard: float = 0.0) ->
     Raises:
         UsageError: `discard` is not from 0 to below 1, or there are no maps.
     """
-    if not 0 <= real_number("discard", discard) < 1:
-        raise UsageError(f"discard must be from 0 to below 1; {discard!r} came.")
+    _check(discard)
     if not maps:
         raise UsageError("There are no attention maps to roll out.")
-    tokens = maps[0].shape[-1]
-    identity = torch.eye(tokens, dtype=maps[0].dtype, device=maps[0].device)
+    identity = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype, device=maps[0].device)
     flow = identity.expand_as(maps[0])
     for attention in maps:
-        weakest = int(tokens * discard)
-        if weakest:
-            attention = attention.scatter(-1, attention.topk(weakest, largest=False).indices, 0.0)
-        attention = attention / attention.sum(-1, keepdim=True).clamp(min=torch.finfo(attention.dtype).tiny)
-        mixed = attention + identity
+        mixed = _kept(attention, discard) + identity
         flow = mixed / mixed.sum(-1, keepdim=True) @ flow
     return flow
+
+
+def _check(discard: float) -> None:
+    if not 0 <= real_number("discard", discard) < 1:
+        raise UsageError(f"discard must be from 0 to below 1; {discard!r} came.")
+
+
+def _kept(attention: Float[Tensor, "b n m"], discard: float) -> Float[Tensor, "b n m"]:
+    """Rows without their weakest attention, brought to a sum of one."""
+    weakest = int(attention.shape[-1] * discard)
+    if weakest:
+        attention = attention.scatter(-1, attention.topk(weakest, largest=False).indices, 0.0)
+    return attention / attention.sum(-1, keepdim=True).clamp(min=torch.finfo(attention.dtype).tiny)

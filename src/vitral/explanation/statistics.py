@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +16,9 @@ from torch import Tensor, nn
 
 from vitral.base.numbers import whole_number
 from vitral.errors import UsageError
-from vitral.explanation.capture import LayerName, attention_layers, capture
+from vitral.explanation.capture import Captured, LayerName, attention_layers, capture, find_layer
+from vitral.explanation.stages import cell_of, moved
+from vitral.layers.position import Grid
 
 __all__ = [
     "OUTLIER_RATIO",
@@ -21,6 +26,7 @@ __all__ = [
     "TokenNorms",
     "attention_distance",
     "attention_entropy",
+    "head_distances",
     "head_similarity",
     "head_statistics",
     "token_norms",
@@ -28,7 +34,12 @@ __all__ = [
 
 
 def attention_distance(
-    maps: Float[Tensor, "b h n m"], grid: tuple[int, int], patch_size: tuple[int, int], prefix: int = 0
+    maps: Float[Tensor, "b h n m"],
+    grid: Grid,
+    patch_size: tuple[int, int],
+    prefix: int = 0,
+    *,
+    asked: Grid | None = None,
 ) -> Float[Tensor, "b h"]:
     """How far each head looks, in input pixels (Dosovitskiy et al. 2021, figure 7 right and appendix D.7).
 
@@ -42,22 +53,25 @@ def attention_distance(
         grid: rows and columns of patches.
         patch_size: (height, width) of a patch in pixels.
         prefix: how many tokens stand before the patches.
+        asked: rows and columns of the tokens that are asked, where they are fewer than those that ask.
 
     Raises:
         UsageError: the maps are not between the tokens of such a grid, a head attends to no patch at all, or numbers that
             are not finite.
     """
-    tokens = prefix + grid[0] * grid[1]
-    if maps.shape[2:] != (tokens, tokens):
+    asked = asked or grid
+    tokens, others = (prefix + rows * columns for rows, columns in (grid, asked))
+    if maps.shape[2:] != (tokens, others):
+        between = f"between {tokens} tokens" if tokens == others else f"from {tokens} tokens to {others}"
         raise UsageError(
-            f"Maps between {tokens} tokens are needed ({prefix} before {grid[0]} × {grid[1]} patches); they are "
+            f"Maps {between} are needed ({prefix} before {grid[0]} × {grid[1]} patches); they are "
             f"{maps.shape[2]} × {maps.shape[3]}. Capture all queries."
         )
     precise = torch.promote_types(maps.dtype, torch.float32)
-    places = torch.cartesian_prod(*(torch.arange(side, dtype=precise, device=maps.device) for side in grid))
-    centres = places * torch.tensor(patch_size, dtype=precise, device=maps.device)
+    own = _centres(grid, patch_size, grid).to(maps.device, precise)
+    theirs = _centres(asked, patch_size, grid).to(maps.device, precise)
     # Not by |a|² + |b|² − 2ab, which rounds small distances away.
-    apart = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.cdist(own, theirs, compute_mode="donot_use_mm_for_euclid_dist")
     found = []
     for head in maps[:, :, prefix:, prefix:].unbind(1):  # one at a time: a map is the largest tensor of a network
         seen = head.sum(-1, dtype=precise)
@@ -67,6 +81,16 @@ def attention_distance(
         distances = (head * apart).sum(-1) / seen.where(rows, 1.0)
         found.append(distances.sum(-1) / rows.sum(-1))
     return _finite(torch.stack(found, dim=1))
+
+
+def _centres(asked: Grid, patch_size: tuple[int, int], grid: Grid) -> Float[Tensor, "n 2"]:
+    """Centres of cells in pixels, from that of the first patch; of a coarser grid, means of those under them."""
+    places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in grid)).view(-1, 2)
+    centres = places * torch.tensor(patch_size, dtype=torch.float64)
+    if asked == grid:
+        return centres
+    under = moved(torch.eye(asked[0] * asked[1], dtype=torch.float64), asked, grid)
+    return under @ centres
 
 
 def attention_entropy(maps: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h"]:
@@ -126,48 +150,117 @@ class HeadStatistics:
 
 
 @torch.no_grad()
-def head_statistics(model: nn.Module, pixels: Float[Tensor, "b c y x"], *, batch_size: int = 16) -> HeadStatistics:
+def head_statistics(
+    model: nn.Module,
+    pixels: Float[Tensor, "b c y x"],
+    *,
+    layers: Iterable[LayerName] | None = None,
+    batch_size: int = 16,
+) -> HeadStatistics:
     """Distance, entropy and likeness of every head of every block; one layer's maps are in memory at a time.
 
     Args:
-        model: a vision transformer in evaluation mode.
+        model: a network with attention in evaluation mode.
         pixels: pictures as prepared for it; the ViT paper took 128.
+        layers: which; None for all. The stages of a hierarchy have other numbers of heads and tokens, so there one asks for
+            those of one stage.
         batch_size: how many the model sees at once.
 
     Raises:
-        UsageError: the model has no blocks or is in training mode, or there are no pictures.
+        UsageError: the model has no blocks or is in training mode, there are no pictures, or the layers are not alike.
     """
     _ready(model, pixels)
     batch_size = whole_number("batch_size", batch_size)
-    config: Any = cast(Any, model).config
-    grid = config.grid_of(tuple(pixels.shape[2:]))
-    layers = [layer.name for layer in attention_layers(model) if layer.block is not None]
-    if not layers:
-        raise UsageError(f"A {type(model).__name__} has no blocks whose heads could be measured.")
+    seen, size = _survey(model, pixels, layers), (pixels.shape[2], pixels.shape[3])
+    names = seen.layers
+    alike = {name: (seen[name], seen.prefix(name) + math.prod(seen.grid(name))) for name in names}
+    if len(set(alike.values())) > 1:
+        told = "; ".join(f"{name} has {heads} of {tokens}" for name, (heads, tokens) in alike.items())
+        raise UsageError(
+            "A table needs layers that have as many heads and tokens as each other. Choose those of one stage with "
+            f"layers=…: {told}."
+        )
 
-    def measured(maps: Tensor) -> list[Tensor]:
-        distance = attention_distance(maps, grid, config.patch_size, config.prefix)
-        found = distance, attention_entropy(maps), head_similarity(maps)
+    def measured(maps: Tensor, name: str) -> list[Tensor]:
+        found = _distance_of(model, maps, seen, name, size), attention_entropy(maps), head_similarity(maps)
         return [values.cpu().double().sum(0) for values in found]
 
     totals: dict[str, list[Tensor]] = {}
     for batch in pixels.split(batch_size):
-        with capture(model, layers, reduce=measured) as captured:
-            model(batch)
-        for layer in layers:
-            found, before = captured[layer], totals.get(layer)
-            totals[layer] = found if before is None else [one + more for one, more in zip(before, found, strict=True)]
+        for name, found in _each(model, batch, names, measured).items():
+            before = totals.get(name)
+            totals[name] = found if before is None else [one + more for one, more in zip(before, found, strict=True)]
     distance, entropy, similarity = (
-        torch.stack(parts).numpy() / len(pixels) for parts in zip(*totals.values(), strict=True)
+        torch.stack(parts).numpy() / len(pixels) for parts in zip(*(totals[name] for name in names), strict=True)
     )
     return HeadStatistics(
-        layers=tuple(layers),
+        layers=names,
         distance=distance,
         entropy=entropy,
         similarity=similarity,
-        tokens=config.prefix + grid[0] * grid[1],
+        tokens=alike[names[0]][1],
         pictures=len(pixels),
     )
+
+
+@torch.no_grad()
+def head_distances(model: nn.Module, pixels: Float[Tensor, "b c y x"]) -> list[Float[np.ndarray, " _"]]:
+    """How far each head of every block looks in input pixels, the mean over pictures; layers may differ in their heads.
+
+    Args:
+        model: a network with attention in evaluation mode.
+        pixels: pictures as prepared for it.
+
+    Raises:
+        UsageError: the model has no blocks or is in training mode, there are no pictures, or a head looks at no patch.
+    """
+    _ready(model, pixels)
+    seen, size = _survey(model, pixels, None), (pixels.shape[2], pixels.shape[3])
+
+    def measured(maps: Tensor, name: str) -> Tensor:
+        return _distance_of(model, maps, seen, name, size)
+
+    found = _each(model, pixels, seen.layers, measured)
+    return [found[name].cpu().double().mean(0).numpy() for name in seen.layers]
+
+
+def _survey(model: nn.Module, pixels: Float[Tensor, "b c y x"], layers: Iterable[LayerName] | None) -> Captured:
+    """How many heads some blocks have, and on which grids; no map is computed. Where channels attend, none look anywhere."""
+    known = [layer for layer in attention_layers(model) if layer.block is not None and not layer.layout.channels]
+    if layers is not None:
+        asked = {find_layer(attention_layers(model), one).name for one in layers}
+        known = [layer for layer in known if layer.name in asked]
+    if not known:
+        raise UsageError(f"A {type(model).__name__} has no blocks whose heads could be measured.")
+    names = [layer.name for layer in known]
+    with capture(model, names, parts="queries", reduce=lambda queries: queries.shape[1]) as seen:
+        model(pixels[:1])
+    return seen
+
+
+def _each(
+    model: nn.Module, pixels: Float[Tensor, "b c y x"], names: Sequence[str], measure: Callable[[Tensor, str], Any]
+) -> dict[str, Any]:
+    """What is measured of the maps of every layer, one layer's maps being in memory at a time."""
+    with ExitStack() as watching:
+        found = {
+            name: watching.enter_context(capture(model, name, reduce=partial(_called, measure, name))) for name in names
+        }
+        model(pixels)
+    return {name: captured[name] for name, captured in found.items()}
+
+
+def _called(measure: Callable[[Tensor, str], Any], name: str, maps: Tensor) -> Any:
+    return measure(maps, name)
+
+
+def _distance_of(
+    model: nn.Module, maps: Float[Tensor, "b h n m"], seen: Captured, name: str, size: tuple[int, int]
+) -> Float[Tensor, "b h"]:
+    """`attention_distance` on a layer's own grid, for pictures of some (height, width)."""
+    grid = seen.grid(name)
+    cell = cell_of(model, grid, size)
+    return attention_distance(maps, grid, cell, seen.prefix(name), asked=seen.asked_grid(name))
 
 
 def _ready(model: nn.Module, pixels: Tensor) -> None:
@@ -252,12 +345,14 @@ def token_norms(
         raise UsageError(f"threshold must be a positive number; {threshold!r} came.")
     config: Any = cast(Any, model).config
     with capture(model, layer, parts="residual_post", reduce=lambda tokens: tokens.float().norm(dim=-1)) as captured:
-        output: Any = model(pixels)
+        model(pixels)
     [norms] = (found.cpu().numpy() for found in captured)
+    [name] = captured.layers
+    prefix = captured.prefix(name)
     if not np.isfinite(norms).all():
         raise UsageError("Some tokens are not finite; look at the model's weights and input.")
     if threshold is None:
-        threshold = OUTLIER_RATIO * float(np.median(norms[:, config.prefix :]))
+        threshold = OUTLIER_RATIO * float(np.median(norms[:, prefix:]))
     return TokenNorms(
-        norms=norms, layer=captured.layers[0], prefix=config.prefix_names, grid=tuple(output.grid), threshold=threshold
+        norms=norms, layer=name, prefix=config.prefix_names[:prefix], grid=captured.grid(name), threshold=threshold
     )

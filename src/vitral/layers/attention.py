@@ -8,6 +8,8 @@ the map can watch its inputs without `forward` knowing, and have it computed by 
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -17,7 +19,24 @@ from vitral.layers.linear import Linear
 from vitral.layers.norm import Norm, norm_layer
 from vitral.layers.position import Rotation, rotate
 
-__all__ = ["ScaledDotProduct", "SelfAttention"]
+__all__ = ["Rearranging", "ScaledDotProduct", "SelfAttention"]
+
+
+@runtime_checkable
+class Rearranging(Protocol):
+    """An attention that lays its tokens out anew before they are mixed: in windows, along lines, …
+
+    The product it hands them to sees w sequences of s tokens where there were b pictures of n; whoever looks inside asks
+    the attention for the map that this amounts to. It is given the grid as an argument of its `forward`.
+    """
+
+    def whole_map(self, weights: Float[Tensor, "w h s s"], grid: tuple[int, int]) -> Float[Tensor, "b h n n"]:
+        """The map between all tokens of a grid, in reading order; pairs that do not see each other have exactly 0.
+
+        Args:
+            weights: what the product mixed with.
+            grid: rows and columns of the tokens, n = i · j.
+        """
 
 
 class ScaledDotProduct(nn.Module):
