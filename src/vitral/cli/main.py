@@ -24,6 +24,7 @@ from vitral.errors import UsageError, VitralError
 __all__ = [
     "app",
     "check_data",
+    "compare",
     "data",
     "demo",
     "evaluate",
@@ -263,9 +264,7 @@ def train(
         typer.Option("--model", "-m", help="A checkpoint to fine-tune, or a network's name to train from nothing."),
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Which recipe (see `vitral recipes`).")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all that is written; what is there goes on.")] = Path(
-        "run"
-    ),
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder for all that is written; what is there goes on.")] = "run",
     held_out: Annotated[
         str | None, typer.Option(help="What to judge by: a path, or a share such as 0.1; by default the split DATA has.")
     ] = None,
@@ -358,7 +357,7 @@ def probe(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled pictures: a folder, an archive or a manifest.")],
     model: _Checkpoint,
     feature: Annotated[
-        str, typer.Option(help="Which vector: pooled, class_token, mean_patches or class_and_mean.")
+        str, typer.Option(help="Which vector: pooled, class_token, mean_patches, class_and_mean or blocks (of all of them).")
     ] = "pooled",
     neighbours: Annotated[bool, typer.Option("--knn", help="Ask the nearest training pictures as well.")] = False,
     k: Annotated[int, typer.Option("-k", min=1, help="How many of them.")] = 20,
@@ -397,6 +396,55 @@ def probe(
         as_json=as_json,
         out=out,
     )
+
+
+@app.command()
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="MODELS", help="Networks (vit_ti16, vit_ti16:patch_size=4,depth=6) or checkpoints."),
+    ],
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Side of the pictures in pixels; several times for several.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Pictures at once; several times; 1 and 8.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns each network gets; the median counts.")] = 5,
+    data: Annotated[str | None, typer.Option(help="Pictures on which all are trained, at the first size.")] = None,
+    held_out: Annotated[str | None, typer.Option(help="What to judge by: a path, or a share such as 0.1.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often each sees the pictures; 10.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long each may train, instead.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for compare.html, compare.json and pictures.")
+    ] = None,
+    as_json: _AsJson = False,
+    device: _Device = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
+) -> None:
+    """Hold networks against each other: size, arithmetic, speed, memory, and what they learn.
+
+    \b
+    vitral compare vit_ti16 swin_ti resnet18 --size 224 --size 384 --out compared
+    vitral compare vit_ti16:patch_size=4 cct_7_3x1_32 --size 32 --data cifar10/ --epochs 5
+
+    Ends with code 1 if a network could not do something; the others are answered for.
+    """
+    from vitral.cli.compare import compare as hold
+
+    well = hold(
+        names,
+        sizes=size or [],
+        batches=batch or [],
+        rounds=rounds,
+        data=data,
+        held_out=held_out,
+        epochs=epochs,
+        minutes=minutes,
+        out=out,
+        as_json=as_json,
+        device=_device(device),
+        threads=threads,
+    )
+    raise typer.Exit(0 if well else 1)
 
 
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at labelled pictures before training on them.")
