@@ -1,4 +1,4 @@
-"""Vitral beside its peers, here: `make bench`, or `python benchmarks/run.py start model folder memory look train`.
+"""Vitral beside its peers, here: `make bench`, or `python benchmarks/run.py start model backbones folder memory look train`.
 
 Every comparison is made in one run, contenders taking turns, medians reported, and written to
 benchmarks/results/<date>-<name>.json with the machine. benchmarks/RESULTS.md tells what they mean.
@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import peers
+from backbones import backbones
 from look import look
 from timing import interleaved, machine, whole_process
 
@@ -139,7 +140,15 @@ def memory(quick: bool) -> dict[str, object]:
     return {"peak MiB": {str(count): peak for count, peak in peaks.items()}, "more MiB": peaks[many] - peaks[few]}
 
 
-BENCHMARKS = {"start": start, "model": model, "folder": folder, "memory": memory, "look": look, "train": train}
+BENCHMARKS = {
+    "start": start,
+    "model": model,
+    "backbones": backbones,
+    "folder": folder,
+    "memory": memory,
+    "look": look,
+    "train": train,
+}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import transformers
 from torch import nn
 
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.backbones.vit import ViTConfig
-from vitral.models.catalogue import CATALOGUE, FAMILIES, create_model, list_models
+from vitral.models.backbones.vit import ViT, ViTConfig
+from vitral.models.catalogue import CATALOGUE, FAMILIES, create_model, enough_memory, list_models
 from vitral.models.record import Record
 
 
@@ -129,7 +130,7 @@ def test_list_models_by_pattern_and_by_part() -> None:
     assert list_models("vit_b*") == ["vit_b14", "vit_b16", "vit_b32", "vit_b8"]
     assert list_models("registers") == [name for name in names if "registers" in name]
     assert list_models("deit_[st]*_distilled") == ["deit_s16_distilled", "deit_ti16_distilled"]
-    assert list_models("resnet") == []
+    assert list_models("resmlp") == []
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,47 @@ def test_overrides_change_the_network() -> None:
         create_model("vit_ti16", num_classes=-1)
     with pytest.raises(UsageError, match="width 192 is not a multiple of heads 5"):
         create_model("vit_ti16", heads=5)
+
+
+def test_a_value_may_be_a_text_that_spells_it() -> None:
+    config = on_meta(create_model, "vit_ti16", depth="3", image_size="32,48", class_token="yes", drop_path="1e-1").config
+    assert config == replace(CATALOGUE["vit_ti16"].config, depth=3, image_size=(32, 48), drop_path=0.1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_classes": "ten"}, "num_classes takes a whole number; 'ten' came"),
+        ({"image_size": "abc"}, "image_size takes two whole numbers between commas; 'abc' came"),
+        ({"image_size": 1.5}, "image_size takes two whole numbers between commas; 1.5 came"),
+        ({"class_token": "perhaps"}, "class_token takes yes or no; 'perhaps' came"),
+        ({"pool": 3}, "Unknown value of pool 3"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_model("vit_ti16", **fields)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_configuration_holds_what_its_annotations_say() -> None:
+    with pytest.raises(UsageError, match="depth of a ViTConfig must be a whole number; '3' came"):
+        ViTConfig(depth="3")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="class_token of a ViTConfig must be yes or no; 'no' came"):
+        ViTConfig(class_token="no")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"image_size of a ViTConfig must be two whole numbers; \(8,\) came"):
+        ViTConfig(image_size=(8,))  # type: ignore[arg-type]
+
+
+def test_weights_beyond_all_memory_are_told_in_gibibytes() -> None:
+    """Of 6250 × 6250 patches, each with a position of 192 numbers of four bytes, and the network without its table."""
+    config = replace(CATALOGUE["vit_ti16"].config, image_size=(100_000, 100_000))
+    told = r"pictures of 100000 by 100000 pixels need 28\.0 GiB of memory"
+    with pytest.raises(UsageError, match=told), enough_memory(ViT, config):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 30000000768 bytes.")
+    with pytest.raises(RuntimeError, match="something else"), enough_memory(ViT, config):
+        raise RuntimeError("something else")
 
 
 def test_the_catalogue_is_not_changed_by_a_network_made_from_it() -> None:

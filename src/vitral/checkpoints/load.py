@@ -12,10 +12,29 @@ from torch import nn
 
 from vitral.checkpoints import native
 from vitral.checkpoints.cct import shi_labs
+from vitral.checkpoints.convolutional import timm as convolutional_timm
+from vitral.checkpoints.convolutional import torchvision as convolutional_torchvision
+from vitral.checkpoints.convolutional import transformers as convolutional_transformers
+from vitral.checkpoints.cvt import microsoft as cvt_microsoft
+from vitral.checkpoints.cvt import transformers as cvt_transformers
 from vitral.checkpoints.files import Files, open_files
+from vitral.checkpoints.hybrid import google as hybrid_google
+from vitral.checkpoints.hybrid import timm as hybrid_timm
+from vitral.checkpoints.hybrid import transformers as hybrid_transformers
 from vitral.checkpoints.layout import Layout, Plan
+from vitral.checkpoints.mixer import google as mixer_google
+from vitral.checkpoints.mixer import timm as mixer_timm
+from vitral.checkpoints.pvt import timm as pvt_timm
+from vitral.checkpoints.pvt import transformers as pvt_transformers
+from vitral.checkpoints.pvt import whai362 as pvt_whai362
+from vitral.checkpoints.swin import microsoft as swin_microsoft
+from vitral.checkpoints.swin import timm as swin_timm
+from vitral.checkpoints.swin import torchvision as swin_torchvision
+from vitral.checkpoints.swin import transformers as swin_transformers
 from vitral.checkpoints.table import fill
 from vitral.checkpoints.vit import google, timm, torchvision, transformers
+from vitral.checkpoints.xcit import facebook as xcit_facebook
+from vitral.checkpoints.xcit import timm as xcit_timm
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE, FAMILIES
 
@@ -23,11 +42,31 @@ __all__ = ["LAYOUTS", "load_model"]
 
 LAYOUTS: tuple[Layout, ...] = (
     native.LAYOUT,
+    # Before the plain ViT, whose names are among theirs.
+    hybrid_transformers.LAYOUT,
+    hybrid_timm.LAYOUT,
+    hybrid_google.LAYOUT,
+    pvt_timm.LAYOUT,
+    swin_transformers.LAYOUT,
+    swin_timm.LAYOUT,
+    swin_microsoft.LAYOUT,
+    swin_torchvision.LAYOUT,
     transformers.LAYOUT,
     timm.LAYOUT,
     torchvision.LAYOUT,
     google.LAYOUT,
     shi_labs.LAYOUT,
+    pvt_transformers.LAYOUT,
+    pvt_whai362.LAYOUT,
+    mixer_timm.LAYOUT,
+    mixer_google.LAYOUT,
+    xcit_timm.LAYOUT,
+    xcit_facebook.LAYOUT,
+    cvt_transformers.LAYOUT,
+    cvt_microsoft.LAYOUT,
+    convolutional_transformers.LAYOUT,
+    *convolutional_timm.LAYOUTS,  # before torchvision, whose names they use
+    *convolutional_torchvision.LAYOUTS,
 )
 """Every layout we read, in the order they are tried."""
 
@@ -92,7 +131,7 @@ def _same_family(architecture: Any, config: type) -> None:
 def _plan(files: Files, architecture: Any) -> Plan:
     layout = next((layout for layout in LAYOUTS if layout.recognises(files)), None)
     if layout is None:
-        layouts, names = ", ".join(layout.name for layout in LAYOUTS), ", ".join(sorted(files.tensors)[:4])
+        layouts, names = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS)), ", ".join(sorted(files.tensors)[:4])
         said = f" of model_type {files.config['model_type']!r}" if "model_type" in files.config else ""
         raise CheckpointError(
             f"{files.source} is a checkpoint{said} in no layout we know ({layouts}). "

@@ -53,7 +53,7 @@ def _identity(build: type[Network], config: Any) -> list[Row]:
 
 def _compose(model: nn.Module) -> Written:
     config = cast(Any, model).config
-    family = next(name for name, family in FAMILIES.items() if isinstance(config, family.config))
+    family = next(name for name, family in FAMILIES.items() if type(config) is family.config)
     described = {
         "format": _FORMAT,
         "network": family,

@@ -34,7 +34,8 @@ def save_model(model: nn.Module, directory: str | Path, layout: str = "vitral") 
     Args:
         model: a model of ours.
         directory: where to; made if it is not there. A checkpoint that is there is replaced, other files stay.
-        layout: "vitral", "transformers", "timm" or "shi-labs".
+        layout: "vitral"; or, as far as they have such a network, "transformers", "timm", "torchvision", or the authors' own:
+            "shi-labs" (CCT), "microsoft" (CvT).
 
     Returns:
         The directory.

@@ -20,7 +20,11 @@ __all__ = ["list_networks"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One network: its name, how many parameters it has, and its sizes; `patch` is what one token stands for."""
+    """One network: its name, how many parameters it has, and its sizes.
+
+    `patch` is what one token stands for; `heads` are those of its attentions, stage by stage where they differ, and none
+    where it has no attention.
+    """
 
     name: str
     parameters: int
@@ -28,7 +32,7 @@ class _Row:
     patch: tuple[int, int]
     width: int
     depth: int
-    heads: int
+    heads: int | tuple[int, ...] | None
     classes: int
     paper: str
 
@@ -62,7 +66,7 @@ def _row(name: str) -> _Row:
         patch=config.patch_size,
         width=config.width,
         depth=config.depth,
-        heads=config.heads,
+        heads=getattr(config, "heads", None),
         classes=config.num_classes,
         paper=entry.paper,
     )
@@ -76,9 +80,16 @@ def _table(rows: list[_Row]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("published", style="bright_black", no_wrap=True)
     for row in rows:
-        sizes = (_side(row.input), _side(row.patch), *map(str, (row.width, row.depth, row.heads)))
+        sizes = (_side(row.input), _side(row.patch), str(row.width), str(row.depth), _heads(row.heads))
         table.add_row(row.name, _millions(row.parameters), *sizes, row.paper.replace(" et al.", ""))
     return table
+
+
+def _heads(heads: int | tuple[int, ...] | None) -> str:
+    """Heads of all blocks, or of the first and of the last stage."""
+    if isinstance(heads, tuple):
+        return f"{heads[0]}-{heads[-1]}"
+    return "" if heads is None else str(heads)
 
 
 def _millions(count: int) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitral.layers.norm import LayerScale
-from vitral.layers.position import Rotation
 
 __all__ = ["Block", "DropPath", "NormPlacement"]
 
@@ -45,7 +44,7 @@ class Block(nn.Module):
     """Attention over tokens, then a feed-forward network over channels.
 
     Args:
-        attention: takes tokens, a bias and a rotation, gives tokens.
+        attention: takes tokens and what else it is given, gives tokens.
         mlp: takes tokens, gives tokens.
         norms: the two normalisations.
         scales: the two LayerScale gains, or None.
@@ -71,21 +70,21 @@ class Block(nn.Module):
         self.scale2: nn.Module = scales[1] if scales else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(
-        self,
-        x: Float[Tensor, "b n d"],
-        bias: Float[Tensor, "#b #h #n n"] | Bool[Tensor, "#b #h #n n"] | None = None,
-        rotation: Rotation | None = None,
-    ) -> Float[Tensor, "b n d"]:
-        """Transform the tokens."""
+    def forward(self, x: Float[Tensor, "b n d"], *context: Any) -> Float[Tensor, "b n d"]:
+        """Transform the tokens.
+
+        Args:
+            x: the stream of tokens.
+            *context: whatever the attention wants to know beside them: biases, a rotation, the grid they lie on.
+        """
         if self.placement == "pre":
-            x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), bias, rotation)))
+            x = x + self.drop_path(self.scale1(self.attention(self.norm1(x), *context)))
             return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
         if self.placement == "post":
-            x = self.norm1(x + self.drop_path(self.scale1(self.attention(x, bias, rotation))))
+            x = self.norm1(x + self.drop_path(self.scale1(self.attention(x, *context))))
             return self.norm2(x + self.drop_path(self.scale2(self.mlp(x))))
         if self.placement == "between":
-            x = self.norm2(x + self.drop_path(self.scale1(self.attention(self.norm1(x), bias, rotation))))
+            x = self.norm2(x + self.drop_path(self.scale1(self.attention(self.norm1(x), *context))))
             return x + self.drop_path(self.scale2(self.mlp(x)))
-        x = x + self.drop_path(self.scale1(self.norm1(self.attention(x, bias, rotation))))
+        x = x + self.drop_path(self.scale1(self.norm1(self.attention(x, *context))))
         return x + self.drop_path(self.scale2(self.norm2(self.mlp(x))))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
+import torch
+from torch import nn
+
+from vitral.base.config import value_of
+from vitral.base.numbers import as_integer
 from vitral.data.transforms import Preprocessing
-from vitral.errors import UnknownNameError
-from vitral.models.backbones import cct, vit
+from vitral.errors import UnknownNameError, UsageError
+from vitral.models.backbones import alexnet, cct, cvt, googlenet, hybrid, lstm, mixer, mlp, pvt, resnet, swin, vgg, vit, xcit
 from vitral.models.network import Network
 from vitral.models.record import Record
 
-__all__ = ["CATALOGUE", "FAMILIES", "Entry", "Family", "configured", "create_model", "list_models"]
+__all__ = ["CATALOGUE", "FAMILIES", "Entry", "Family", "configured", "create_model", "enough_memory", "list_models"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,21 @@ class Entry:
 
 
 FAMILIES: dict[str, Family] = {
+    # Before the family whose configuration it extends: a model is of the first family that its configuration fits.
+    "hybrid": Family(hybrid.HybridViT, hybrid.HybridConfig, hybrid.VARIANTS, hybrid.PAPERS),
     "vit": Family(vit.ViT, vit.ViTConfig, vit.VARIANTS, vit.PAPERS),
     "cct": Family(cct.CCT, cct.CCTConfig, cct.VARIANTS, cct.PAPERS),
+    "mlp": Family(mlp.MLP, mlp.MLPConfig, mlp.VARIANTS, mlp.PAPERS),
+    "mixer": Family(mixer.Mixer, mixer.MixerConfig, mixer.VARIANTS, mixer.PAPERS),
+    "lstm": Family(lstm.LSTM, lstm.LSTMConfig, lstm.VARIANTS, lstm.PAPERS),
+    "pvt": Family(pvt.PVTv2, pvt.PVTConfig, pvt.VARIANTS, pvt.PAPERS),
+    "xcit": Family(xcit.XCiT, xcit.XCiTConfig, xcit.VARIANTS, xcit.PAPERS),
+    "alexnet": Family(alexnet.AlexNet, alexnet.AlexNetConfig, alexnet.VARIANTS, alexnet.PAPERS),
+    "vgg": Family(vgg.VGG, vgg.VGGConfig, vgg.VARIANTS, vgg.PAPERS),
+    "googlenet": Family(googlenet.GoogLeNet, googlenet.GoogLeNetConfig, googlenet.VARIANTS, googlenet.PAPERS),
+    "resnet": Family(resnet.ResNet, resnet.ResNetConfig, resnet.VARIANTS, resnet.PAPERS),
+    "cvt": Family(cvt.CvT, cvt.CvTConfig, cvt.VARIANTS, cvt.PAPERS),
+    "swin": Family(swin.Swin, swin.SwinConfig, swin.VARIANTS, swin.PAPERS),
 }
 """Name → family. A new family adds its row here."""
 
@@ -78,34 +97,63 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
 
     Raises:
         UnknownNameError: no such network, or no such field; the message names the nearest.
-        UsageError: a value that does not fit the others.
+        UsageError: a value of another type than the field's, or that does not fit the others; or memory that does not
+            suffice.
     """
     if name not in CATALOGUE:
         raise UnknownNameError("model", name, CATALOGUE)
     entry = CATALOGUE[name]
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    model = entry.build(configured(entry.config, overrides))
+    config = configured(entry.config, overrides)
+    with enough_memory(entry.build, config):
+        model = entry.build(config)
     model.record = Record(architecture=name, preprocessing=_usual_preprocessing(model.config))
     return model
 
 
 def configured(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """A configuration with some fields changed; one number for a size is a square, and a list will do for a tuple.
+    """A configuration with some fields changed; see `base.config.value_of` for what a field takes.
+
+    One number for a size is a square.
 
     Raises:
         UnknownNameError: no such field; the message names the nearest.
-        UsageError: a value that does not fit the others.
+        UsageError: a value of another type than the field's, or that does not fit the others.
     """
-    known = [field.name for field in fields(config)]
+    known, hints = [field.name for field in fields(config)], get_type_hints(type(config))
     changed: dict[str, Any] = {}
     for option, value in overrides.items():
         if option not in known:
             raise UnknownNameError(f"field of {type(config).__name__}", option, known)
-        if isinstance(value, int) and option.endswith("_size"):
-            value = (value, value)  # image_size=384
-        changed[option] = tuple(value) if isinstance(value, list) else value
+        square = option.endswith("_size") and get_origin(hints[option]) is tuple and as_integer(value) is not None
+        changed[option] = value_of(hints[option], (value, value) if square else value, option)  # image_size=384
     return replace(config, **changed)
+
+
+@contextmanager
+def enough_memory(build: Callable[[Any], nn.Module], config: Any) -> Iterator[None]:
+    """While this lasts, memory that cannot be had for a network's weights is refused with how much they need.
+
+    Args:
+        build: makes the network.
+        config: from this configuration.
+
+    Raises:
+        UsageError: the memory could not be had.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's allocator for the CPU has no class of error of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        with torch.device("meta"):
+            needed = sum(parameter.nbytes for parameter in build(config).parameters())
+        height, width = config.image_size
+        raise UsageError(
+            f"The weights of this network for pictures of {height} by {width} pixels need {needed / 2**30:,.1f} GiB of "
+            "memory, which could not be had. Take a smaller image_size, or a smaller network."
+        ) from error
 
 
 def _usual_preprocessing(config: Any) -> Preprocessing | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.output import EncoderOutput
+from vitral.models.output import EncoderOutput, Level, Pyramid
 from vitral.models.record import Record
 
-__all__ = ["Network", "NetworkConfig", "check_ranges"]
+__all__ = ["Blocks", "MapConfig", "Network", "NetworkConfig", "check_ranges", "chosen_levels", "quarters"]
 
 _N = TypeVar("_N", bound="Network")
 
@@ -31,7 +31,7 @@ class NetworkConfig(Protocol):
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Height and width, in pixels, of the piece of a picture that a token stands for."""
+        """Height and width, in pixels, of the piece of a picture that a token, or a cell of the last map, stands for."""
 
     @property
     def channels(self) -> int:
@@ -39,15 +39,11 @@ class NetworkConfig(Protocol):
 
     @property
     def width(self) -> int:
-        """Channels of a token."""
+        """Channels of a token behind the last block."""
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
-
-    @property
-    def heads(self) -> int:
-        """Attention heads per block."""
 
     @property
     def num_classes(self) -> int:
@@ -73,15 +69,77 @@ class NetworkConfig(Protocol):
         """Rows and columns of the tokens of a picture of some (height, width)."""
 
 
+class Blocks(Protocol):
+    """Modules in a row: a `ModuleList`, or a tuple of what lies in several stages."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[nn.Module]: ...
+
+    def __getitem__(self, place: int, /) -> nn.Module: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig:
+    """What the configurations of networks share whose answer is read from one map: hierarchies, convolutions, their kin.
+
+    The cells of that map are the tokens of such a network, in reading order, and none stands before them.
+
+    Attributes:
+        image_size: height and width in pixels the network is made for; pictures of other sizes are taken too.
+        channels: channels of a picture.
+        num_classes: classes of the classifier; 0 for none.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    channels: int = 3
+    num_classes: int = 1000
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one cell of the last map to the next."""
+        return 32
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, of what a cell of the last map stands for; it sees beyond on all sides."""
+        return self.stride, self.stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last map of a picture of `image_size`."""
+        return self.grid_of(self.image_size)
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the last map of a picture of some (height, width); what remains of a cell is one."""
+        return -(-size[0] // self.stride), -(-size[1] // self.stride)
+
+    @property
+    def pool(self) -> str:
+        """What the classifier reads: the mean of all cells."""
+        return "mean"
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before those of the map: none."""
+        return 0
+
+    @property
+    def prefix_names(self) -> tuple[str, ...]:
+        """What the tokens before those of the map are called: there are none."""
+        return ()
+
+
 class Network(nn.Module, ABC):
     """A network with everything that travels with it.
+
+    Its parts are registered in the order in which a picture passes them.
 
     Attributes:
         config: which one it is.
         record: how pictures are prepared for it, what its classes are called, whence it came.
-        blocks: its transformer blocks, the first one first.
-        before_blocks: parts that stand before the first block, by the beginning of their parameters' names.
-        beside_blocks: lists of parts of which the i-th belongs to block i.
+        blocks: what it repeats, the first one first: transformer blocks, residual blocks, or its layers where it has none.
+        beside_blocks: names of lists of parts, kept apart from the blocks, of which the i-th belongs to block i.
 
     Args:
         config: which one.
@@ -89,9 +147,8 @@ class Network(nn.Module, ABC):
 
     config: NetworkConfig
     record: Record
-    blocks: nn.ModuleList
-    before_blocks: ClassVar[tuple[str, ...]] = ()
-    beside_blocks: ClassVar[tuple[str, ...]] = ("blocks",)
+    blocks: Blocks
+    beside_blocks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -103,36 +160,78 @@ class Network(nn.Module, ABC):
         """Encode pictures of any one size and classify them."""
 
     @abstractmethod
-    def read_out(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> EncoderOutput:
-        """What the tokens behind the last block come to: normed, pooled, classified."""
-
-    @abstractmethod
-    def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
-        """The logits that every token of the residual stream would give, were it the whole picture's.
-
-        Raises:
-            UsageError: the model has no classifier.
-        """
-
-    @abstractmethod
     def reset_head(self, num_classes: int) -> None:
         """Put fresh, small random classifiers for `num_classes` classes in place of the present ones; 0 removes them."""
 
-    @abstractmethod
+    def read_out(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> EncoderOutput:
+        """What the tokens behind the last block come to: normed, pooled, classified.
+
+        Raises:
+            UsageError: the network does not read its answer from tokens.
+        """
+        raise UsageError(f"A {type(self).__name__} does not read its answer from the tokens behind its last block.")
+
+    def read_tokens(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
+        """The logits that every token behind a block would give, were it the whole picture's.
+
+        Raises:
+            UsageError: the model has no classifier, or none that could read a single token.
+        """
+        raise UsageError(f"The classifier of a {type(self).__name__} cannot read one token alone.")
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Every place where a map can be taken for `pyramid`, in the order of the network."""
+        return ()
+
+    def pyramid(self, pixels: Float[Tensor, "b c y x"], levels: Sequence[int] | None = None) -> Pyramid:
+        """Maps from within, for detection and segmentation; the classifier is not computed.
+
+        Args:
+            pixels: prepared pictures of any one size.
+            levels: which, by their places in `self.levels`; None for the usual ones.
+
+        Raises:
+            UsageError: the network makes no maps, or has no such level.
+        """
+        raise UsageError(f"A {type(self).__name__} makes no maps of a picture that could form a pyramid.")
+
     def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
         """The parameters that hang on the grid (positions, relative biases), carried to another grid, by name."""
+        return {}
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
 
-    def depth_of(self, parameter: str) -> int:
-        """How deep a parameter lies: 0 before the first block, i + 1 in block i, depth + 1 behind the last block.
+    def depths(self) -> dict[str, int]:
+        """How deep each parameter lies, by name: 0 before the first block, i + 1 in block i, depth + 1 behind the last.
 
         A training that lets lower layers learn more slowly asks for this (Clark et al. 2020, ELECTRA, appendix B; Bao et al.
-        2022, BEiT, appendix), and so does one that freezes everything up to some depth. What all blocks share, as one
-        table of relative biases, stands before the first.
+        2022, BEiT, appendix), and so does one that freezes everything up to some depth. What stands between two blocks
+        belongs to the later one; what all blocks share, as one table of relative biases, stands before the first.
+        """
+        places = {id(block): place for place, block in enumerate(self.blocks)}
+        inside = {name: places[id(module)] for name, module in self.named_modules() if id(module) in places}
+        depths: dict[str, int] = {}
+        reached, waiting = 0, []  # what stands before a block waits until one comes
+        for name, _ in self.named_parameters():
+            parts = name.split(".")
+            above = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+            place = next((inside[one] for one in above if one in inside), None)
+            if parts[0] in self.beside_blocks:
+                depths[name] = int(parts[1]) + 1
+            elif place is None:
+                waiting.append(name)
+            else:
+                depths.update(dict.fromkeys(waiting, place + 1 if reached else 0))
+                reached, waiting = place + 1, []
+                depths[name] = reached
+        return depths | dict.fromkeys(waiting, self.depth + 1)
+
+    def depth_of(self, parameter: str) -> int:
+        """How deep one parameter lies; see `depths`.
 
         Args:
             parameter: its name, as `named_parameters` has it.
@@ -140,14 +239,10 @@ class Network(nn.Module, ABC):
         Raises:
             UnknownNameError: no parameter is called so.
         """
-        try:
-            self.get_parameter(parameter)
-        except AttributeError:
-            raise UnknownNameError("parameter", parameter, [name for name, _ in self.named_parameters()]) from None
-        part, _, rest = parameter.partition(".")
-        if part in self.beside_blocks:
-            return int(rest.partition(".")[0]) + 1
-        return 0 if part in self.before_blocks else self.depth + 1
+        depths = self.depths()
+        if parameter not in depths:
+            raise UnknownNameError("parameter", parameter, depths)
+        return depths[parameter]
 
     @torch.no_grad()
     def resized(self: _N, image_size: int | tuple[int, int]) -> _N:
@@ -183,6 +278,26 @@ def _for_size(preprocessing: Preprocessing, old: tuple[int, int], new: tuple[int
     before = preprocessing.input_size or old
     height, width = (max(1, round(side * to / of)) for side, of, to in zip(preprocessing.size, before, new, strict=True))
     return replace(preprocessing, size=(height, width), crop=None if preprocessing.crop is None else new)
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """The blocks at which the quarters of a network end, counted from 0; all of them where there are fewer than four."""
+    return tuple(sorted({max(1, depth * part // 4) - 1 for part in (1, 2, 3, 4)}))
+
+
+def chosen_levels(levels: Sequence[Level], asked: Sequence[int]) -> tuple[int, ...]:
+    """Some of a network's levels, by their places; negative ones count from the end.
+
+    Raises:
+        UsageError: none, one that is not there, or not from the first to the last.
+    """
+    count = len(levels)
+    chosen = tuple(place + count if -count <= place < 0 else place for place in asked)
+    if not chosen or not all(0 <= place < count for place in chosen) or list(chosen) != sorted(set(chosen)):
+        raise UsageError(
+            f"Levels of a pyramid are different numbers from 0 to {count - 1}, smallest first; {tuple(asked)} came."
+        )
+    return chosen
 
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["EncoderOutput"]
+__all__ = ["EncoderOutput", "Level", "Pyramid"]
 
 
 class EncoderOutput(NamedTuple):
@@ -15,7 +15,7 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
         tokens: every token after the last norm (b n d): first the `prefix` tokens (class, distillation, registers), then
-            the patches (or what else of the picture tokens stand for) in reading order.
+            the patches, or the cells of the last map of a network of maps, in reading order.
         grid: rows and columns of patches (i, j); n = prefix + i · j.
         prefix: how many tokens stand before the patches.
         pooled: one vector per picture, what the classifier reads (b e).
@@ -35,3 +35,27 @@ class EncoderOutput(NamedTuple):
     def feature_map(self) -> Float[Tensor, "b d i j"]:
         """The patches' tokens laid out as a picture."""
         return self.tokens[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+
+class Level(NamedTuple):
+    """A place in a network where a map can be taken.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of the picture from one of its cells to the next.
+    """
+
+    channels: int
+    stride: int
+
+
+class Pyramid(NamedTuple):
+    """Maps of a picture, for whoever looks for small and for large things.
+
+    Attributes:
+        maps: from fine to coarse (b d i j), each with channels and a size of its own.
+        strides: for each, pixels of the picture from one cell to the next.
+    """
+
+    maps: tuple[Float[Tensor, "b _ _ _"], ...]
+    strides: tuple[int, ...]

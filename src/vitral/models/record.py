@@ -48,7 +48,7 @@ class Record:
     Attributes:
         architecture: a name for the network, of the catalogue where one fits, else of the publisher.
         layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google",
-            "shi-labs".
+            "shi-labs", "microsoft", "facebook", "whai362".
         source: the path or Hub id they were read from.
         preprocessing: how a picture becomes the model's input; None where nobody said.
         labels: the name of every class, in the order of the logits; empty where nobody said.
@@ -87,7 +87,9 @@ class Record:
             wanted = label.strip().casefold()
             found = [index for index, name in enumerate(self.labels) if wanted in _names(name.casefold())]
         if not found:
-            raise UnknownNameError("class", label, [one for name in self.labels for one in (*_names(name), name)])
+            raise UnknownNameError(
+                "class", label, dict.fromkeys(one for name in self.labels for one in (*_names(name), name))
+            )
         if len(found) > 1:
             raise UsageError(f"{label!r} names the classes {', '.join(map(str, found))}. Give one of these numbers.")
         return found[0]

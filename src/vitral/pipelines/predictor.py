@@ -194,7 +194,7 @@ class Predictor:
             groups[pixels.shape].append(place)
         answers: list[Any] = [None] * len(prepared)
         for places in groups.values():
-            inputs, seen = zip(*(prepared[place] for place in places), strict=True)
+            inputs, seen = zip(*map(prepared.__getitem__, places), strict=True)
             output = self.model(torch.stack(inputs).to(self.device, self.dtype))
             for place, result in zip(places, TASKS[self.task].decode(output, seen, self.record, options), strict=True):
                 answers[place] = result

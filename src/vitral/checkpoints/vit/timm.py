@@ -481,6 +481,7 @@ def _refuse_unwritable(config: ViTConfig) -> None:
     reasons = {
         "a representation layer before the classifier": config.representation is not None,
         "rotary positions": config.rotary,
+        f"attention of the kind {config.attention!r}": config.attention != "global",
         "a distillation token without a classifier of its own": config.distillation_token
         and config.num_classes > 0
         and not config.distillation_head,

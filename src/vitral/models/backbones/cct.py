@@ -11,7 +11,7 @@ are dropped at 0.1 and branches at up to 0.1, growing linearly with depth; convo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,8 +30,8 @@ from vitral.layers.patch import PatchEmbedding
 from vitral.layers.pool import SequencePool
 from vitral.layers.position import resample_grid, sinusoids_1d
 from vitral.layers.tokenizer import ConvTokenizer
-from vitral.models.network import Network, check_ranges
-from vitral.models.output import EncoderOutput
+from vitral.models.network import Network, check_ranges, chosen_levels, quarters
+from vitral.models.output import EncoderOutput, Level, Pyramid
 
 __all__ = ["CCT", "PAPERS", "VARIANTS", "CCTConfig"]
 
@@ -161,7 +161,6 @@ class CCT(Network):
     """
 
     config: CCTConfig
-    before_blocks = ("tokenizer", "position_table")
 
     def __init__(self, config: CCTConfig) -> None:
         super().__init__(config)
@@ -190,14 +189,41 @@ class CCT(Network):
 
     def forward(self, pixels: Float[Tensor, "b c y x"]) -> EncoderOutput:
         """Encode pictures of any one size and classify them."""
+        tokens, grid, _ = self._encoded(pixels)
+        return self.read_out(tokens, grid)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """One for each block: the tokenizer alone changes the scale."""
+        return (Level(self.config.width, self.config.patch_size[0]),) * self.depth
+
+    def pyramid(self, pixels: Float[Tensor, "b c y x"], levels: Sequence[int] | None = None) -> Pyramid:
+        """The stream of tokens behind some blocks as maps, not normed; the classifier is not computed.
+
+        Args:
+            pixels: prepared pictures of any one size.
+            levels: behind which blocks, counted from 0; None for the ends of the network's four quarters.
+        """
+        chosen = chosen_levels(self.levels, quarters(self.depth) if levels is None else levels)
+        _, grid, kept = self._encoded(pixels, chosen)
+        maps = tuple(tokens.transpose(1, 2).unflatten(2, grid) for tokens in kept)
+        return Pyramid(maps, tuple(self.levels[place].stride for place in chosen))
+
+    def _encoded(
+        self, pixels: Float[Tensor, "b c y x"], keep: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int], list[Float[Tensor, "b n d"]]]:
+        """The stream behind the last block, its grid, and the stream behind the blocks to be kept."""
         tokens, grid = self.tokenizer(pixels)
         _, positions = self.positions(grid)
         if positions is not None:
             tokens = tokens + positions.to(tokens)
         tokens = self.dropout(tokens)
-        for block in self.blocks:
+        kept = []
+        for place, block in enumerate(self.blocks):
             tokens = block(tokens)
-        return self.read_out(tokens, grid)
+            if place in keep:
+                kept.append(tokens)
+        return tokens, grid, kept
 
     def read_out(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> EncoderOutput:
         """What the tokens behind the last block come to: normed, pooled, classified."""

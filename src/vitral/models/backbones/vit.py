@@ -7,11 +7,13 @@
 - DINOv2: Oquab et al. 2023: LayerScale, SwiGLU at size g; with registers: Darcet et al. 2023.
 - DINOv3: Siméoni et al. 2025: rotary positions.
 - CLIP's picture side: Radford et al. 2021: a norm before the blocks. SigLIP's: attention pooling (Zhai et al. 2022).
+
+For study, every block may attend in another way: in windows, along axes, linearly, …; see `layers.kinds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -23,14 +25,15 @@ from vitral.base.config import check_choices
 from vitral.errors import UsageError
 from vitral.layers.attention import SelfAttention
 from vitral.layers.block import Block, NormPlacement
+from vitral.layers.kinds import ON_A_GRID, Kind, attention_of
 from vitral.layers.linear import Linear
 from vitral.layers.mlp import Activation, Mlp, SwiGLU
 from vitral.layers.norm import LayerScale, Norm, norm_layer
 from vitral.layers.patch import PatchEmbedding
 from vitral.layers.pool import AttentionPool
 from vitral.layers.position import RelativeBias, Rotary2d, Rotation, resample_grid, sinusoids_1d, sinusoids_2d
-from vitral.models.network import Network, check_ranges
-from vitral.models.output import EncoderOutput
+from vitral.models.network import Network, check_ranges, chosen_levels, quarters
+from vitral.models.output import EncoderOutput, Level, Pyramid
 
 __all__ = ["PAPERS", "VARIANTS", "ViT", "ViTConfig"]
 
@@ -44,6 +47,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "depth": (1, 1_000),
     "heads": (1, 10_000),
     "mlp_width": (1, 1_000_000),
+    "window": (1, 10_000),
+    "reduction": (1, 10_000),
+    "features": (1, 1_000_000),
     "num_classes": (0, 10_000_000),
     "registers": (0, 10_000),
     "rotary_base": (1e-6, 1e12),
@@ -89,6 +95,10 @@ class ViTConfig:
         mlp: plain or gated feed-forward network.
         activation: nonlinearity of the plain one.
         qkv_bias, key_bias, qk_norm: see `layers.attention.SelfAttention`.
+        attention: how every block attends: globally, or of another kind of `layers.kinds`.
+        window: tokens along a side of a window, for windows (which are shifted in every other block).
+        reduction: tokens along a side of what a key is made of, for spatial reduction.
+        features: random features per head, for a Performer.
         pool: what the classifier reads: the class token, the mean over patches, both side by side, or attention pooling.
         pool_prefix: whether attention pooling also sees the tokens before the patches.
         pool_norm: whether the pooled vector is normalised.
@@ -128,6 +138,10 @@ class ViTConfig:
     qkv_bias: bool = True
     key_bias: bool = True
     qk_norm: bool = False
+    attention: Kind = "global"
+    window: int = 7
+    reduction: int = 2
+    features: int = 128
     pool: Literal["class", "mean", "class_and_mean", "attention"] = "class"
     pool_prefix: bool = False
     pool_norm: bool = False
@@ -156,6 +170,26 @@ class ViTConfig:
             raise UsageError(f"Relative position biases are defined for one class token; there are {self.prefix} tokens.")
         if not 0 <= self.prefix_positions <= self.prefix and self.position == "learned":
             raise UsageError(f"prefix_positions={self.prefix_positions}, but only {self.prefix} tokens precede the patches.")
+        if self.attention != "global":
+            self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Refuse what only global attention can have."""
+        if self.attention in ON_A_GRID and self.prefix:
+            raise UsageError(
+                f"attention={self.attention!r} looks at places on the grid, and the {', '.join(self.prefix_names)} before "
+                "the patches has none. Use class_token=False, prefix_positions=0 and pool='mean', and neither distillation "
+                "token nor registers."
+            )
+        alone = {
+            "relative_bias": self.relative_bias != "none",
+            "rotary": self.rotary,
+            "qk_norm": self.qk_norm,
+            "key_bias": not self.key_bias,
+        }
+        if any(alone.values()):
+            fields = ", ".join(f"{field}={getattr(self, field)!r}" for field, used in alone.items() if used)
+            raise UsageError(f"{fields} goes with attention='global' only; attention={self.attention!r} came.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -191,22 +225,12 @@ class ViT(Network):
     """
 
     config: ViTConfig
-    before_blocks = (
-        "patch",
-        "class_token",
-        "distillation_token",
-        "register_tokens",
-        "mask_token",
-        "position_table",
-        "stem_norm",
-        "relative_bias",
-    )
-    beside_blocks = ("blocks", "block_biases")
+    beside_blocks = ("block_biases",)
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.patch = PatchEmbedding(config.channels, width, config.patch_size, bias=config.patch_bias)
+        self.patch = self._patches()
         self.class_token = _token(1, width, config.class_token)
         self.distillation_token = _token(1, width, config.distillation_token)
         self.register_tokens = _token(config.registers, width, config.registers > 0)
@@ -237,15 +261,45 @@ class ViT(Network):
             pixels: prepared pictures; see `layers.patch.PatchEmbedding` for sizes that the patch does not divide.
             mask: patches to be replaced by the mask token, for masked image modelling.
         """
+        tokens, grid, _ = self._encoded(*self.embed(pixels, mask))
+        return self.read_out(tokens, grid)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """One for each block: a plain vision transformer keeps one scale throughout."""
+        high, wide = self.config.patch_size
+        if high != wide:
+            raise UsageError(f"Maps of a pyramid have one stride; patches of {high} × {wide} pixels give two.")
+        return (Level(self.config.width, high),) * self.depth
+
+    def pyramid(self, pixels: Float[Tensor, "b c y x"], levels: Sequence[int] | None = None) -> Pyramid:
+        """The stream of tokens behind some blocks as maps, not normed; the classifier is not computed.
+
+        Args:
+            pixels: prepared pictures of any one size.
+            levels: behind which blocks, counted from 0; None for the ends of the network's four quarters, as SETR
+                (Zheng et al. 2021, section 3.2) and DPT (Ranftl et al. 2021, section 3) read them.
+        """
+        chosen = chosen_levels(self.levels, quarters(self.depth) if levels is None else levels)
+        _, grid, kept = self._encoded(*self.embed(pixels), chosen)
+        maps = tuple(tokens[:, self.config.prefix :].transpose(1, 2).unflatten(2, grid) for tokens in kept)
+        return Pyramid(maps, tuple(self.levels[place].stride for place in chosen))
+
+    def _encoded(
+        self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int], keep: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "b n d"], tuple[int, int], list[Float[Tensor, "b n d"]]]:
+        """The stream behind the last block, its grid, and the stream behind the blocks to be kept."""
         config = self.config
-        tokens, grid = self.embed(pixels, mask)
         shared = self.relative_bias(grid) if self.relative_bias is not None else None
         rotation: Rotation | None = self.rotary(grid, tokens) if self.rotary is not None else None
         own = (bias(grid) for bias in self.block_biases)  # one at a time: each is as large as an attention map
-        for block in self.blocks:
+        kept = []
+        for place, block in enumerate(self.blocks):
             bias = next(own) if config.relative_bias == "per_block" else shared
-            tokens = block(tokens, bias, rotation)
-        return self.read_out(tokens, grid)
+            tokens = block(tokens, *((bias, rotation) if config.attention == "global" else (grid,)))
+            if place in keep:
+                kept.append(tokens)
+        return tokens, grid, kept
 
     def read_out(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> EncoderOutput:
         """What the tokens behind the last block come to: normed, pooled, classified (equation 4 of the ViT paper)."""
@@ -347,19 +401,16 @@ class ViT(Network):
             if head is not None:
                 head.apply(_initialise).to(device, dtype)
 
+    def _patches(self) -> PatchEmbedding:
+        """What makes tokens; a hybrid puts its convolutions before it."""
+        config = self.config
+        return PatchEmbedding(config.channels, config.width, config.patch_size, bias=config.patch_bias)
+
     def _norm(self) -> nn.Module:
         return norm_layer(self.config.width, self.config.norm, self.config.norm_eps)
 
     def _block(self, index: int) -> Block:
         config = self.config
-        attention = SelfAttention(
-            config.width,
-            config.heads,
-            qkv_bias=config.qkv_bias,
-            key_bias=config.key_bias,
-            qk_norm=(config.norm, config.norm_eps) if config.qk_norm else None,
-            dropout=config.dropout,
-        )
         mlp = (
             SwiGLU(config.width, config.mlp_width, dropout=config.dropout)
             if config.mlp == "swiglu"
@@ -367,12 +418,35 @@ class ViT(Network):
         )
         gain = config.layer_scale
         return Block(
-            attention,
+            self._attention(index),
             mlp,
             (self._norm(), self._norm()),
             scales=None if gain is None else (LayerScale(config.width, gain), LayerScale(config.width, gain)),
             placement=config.norm_placement,
             drop_path=config.drop_path * index / max(config.depth - 1, 1),
+        )
+
+    def _attention(self, index: int) -> nn.Module:
+        config = self.config
+        if config.attention != "global":
+            return attention_of(
+                config.attention,
+                config.width,
+                config.heads,
+                block=index,
+                window=config.window,
+                reduction=config.reduction,
+                features=config.features,
+                qkv_bias=config.qkv_bias,
+                dropout=config.dropout,
+            )
+        return SelfAttention(
+            config.width,
+            config.heads,
+            qkv_bias=config.qkv_bias,
+            key_bias=config.key_bias,
+            qk_norm=(config.norm, config.norm_eps) if config.qk_norm else None,
+            dropout=config.dropout,
         )
 
     def _attention_pool(self) -> AttentionPool:

@@ -1,0 +1,3 @@
+"""Layouts of convolutional networks: torchvision's, timm's and transformers'."""
+
+__all__: list[str] = []

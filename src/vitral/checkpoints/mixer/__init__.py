@@ -1,0 +1,3 @@
+"""The layouts in which MLP-Mixers are published, one page each."""
+
+__all__: list[str] = []
