@@ -143,7 +143,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(name: str, nearest: str) -
 
 
 def test_a_name_like_no_other_is_answered_with_examples() -> None:
-    with pytest.raises(UnknownNameError, match=rf"There are {len(CATALOGUE)} to choose from, for example beit_b16"):
+    with pytest.raises(UnknownNameError, match=rf"There are {len(CATALOGUE)} to choose from, for example alexnet"):
         create_model("qqqq")
 
 

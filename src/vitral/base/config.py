@@ -143,7 +143,7 @@ def value_of(kind: Any, given: Any, name: str) -> Any:
             return given
         raise UnknownNameError(f"value of {name}", given, map(str, args))
     if origin is tuple:
-        parts = _literally(f"({given.strip('()[] ')},)") if isinstance(given, str) else given
+        parts = _listed(given) if isinstance(given, str) else given
         several = parts if isinstance(parts, tuple | list) else ()
         kinds = [args[0]] * len(several) if args[-1] is Ellipsis else list(args)
         if several and len(several) == len(kinds):
@@ -171,6 +171,12 @@ def _literally(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "none": None}.get(text.casefold(), text)
+
+
+def _listed(text: str) -> Any:
+    """A text as the tuple it spells, with or without brackets around it: "7,7", "(7, 7)", "(7,7),(4,4)"."""
+    spelt = _literally(text)
+    return spelt if isinstance(spelt, tuple | list) else _literally(f"({text},)")
 
 
 def _first_that_fits(kinds: list[Any], given: Any, name: str) -> Any:

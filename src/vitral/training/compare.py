@@ -15,7 +15,6 @@ import datetime
 import math
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -123,7 +122,7 @@ def contender_of(name: str) -> Contender:
             raise UsageError(f"Fields are for networks of the catalogue; {model} is a checkpoint, and is what it is.")
         raise UnknownNameError("model to compare (and no such file)", model, CATALOGUE)
     fields: dict[str, Any] = {}
-    for part in re.split(r",(?![^(\[]*[)\]])", told) if colon else ():  # not at commas between brackets
+    for part in _between_commas(told) if colon else ():
         option, equals, value = (piece.strip() for piece in part.partition("="))
         option = option.replace("-", "_")
         if not (option and equals and value):
@@ -135,6 +134,18 @@ def contender_of(name: str) -> Contender:
         fields[option] = value_of(None, value, option)
     configured(CATALOGUE[model].config, fields)
     return Contender(name=name, model=model, fields=fields)
+
+
+def _between_commas(text: str) -> list[str]:
+    """The parts of a text between its commas, but for those inside brackets."""
+    parts, inside = [""], 0
+    for sign in text:
+        inside += (sign in "([") - (sign in ")]")
+        if sign == "," and inside == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def contenders_of(names: Iterable[str]) -> tuple[Contender, ...]:
