@@ -21,6 +21,7 @@ import peers
 from backbones import backbones
 from look import look
 from timing import interleaved, machine, whole_process
+from train import train
 
 RESULTS = Path(__file__).parent / "results"
 

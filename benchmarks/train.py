@@ -110,6 +110,7 @@ def _vitral(folder: Path, case: dict[str, Any], workers: int) -> float:
         warmup_epochs=0,
         augment=Augmentation(
             rand_augment=case["rand_augment"],
+            magnitude_std=0.0,
             operation_probability=0.5,
             erase=0.25 if rich else 0.0,
             mixup=case["mixup"],
@@ -136,7 +137,7 @@ def _timm(folder: Path, case: dict[str, Any], workers: int) -> float:
         use_prefetcher=False,
         re_prob=0.25 if rich else 0.0,
         re_mode="pixel" if rich else "const",
-        auto_augment="rand-m9-mstd0.5-inc1" if rich else None,
+        auto_augment="rand-m9-inc1" if rich else None,  # with a deviation it may keep 0 bits, which Pillow refuses
         color_jitter=None,
         interpolation="bicubic",
         mean=MEAN,

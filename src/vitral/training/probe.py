@@ -27,8 +27,8 @@ from vitral.training.features import Feature
 
 __all__ = ["STRENGTHS", "KnnResult", "ProbeResult", "head_config", "knn", "linear_probe", "with_linear_head"]
 
-STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -13, -1))
-"""The strengths of regularisation that are tried, from 10 down to 10⁻⁶, two to a power of ten."""
+STRENGTHS = tuple(10.0 ** (power / 4) for power in range(4, -25, -1))
+"""The strengths of regularisation that are tried, from 10 down to 10⁻⁶, four to a power of ten."""
 
 _HELD_OUT = 5  # a fifth of each class judges the strengths
 _ITERATIONS = 500  # of L-BFGS at most; a few dozen are usual
