@@ -17,6 +17,10 @@ __all__ = ["ACTIVATIONS", "Activation", "Mlp", "Nonlinearity", "SwiGLU"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
 """GELU (Hendrycks and Gimpel 2016), its tanh and its sigmoid approximation, SiLU, ReLU."""
 
+# A hidden layer of more bytes than this gets fresh memory from the system each time (glibc's allocator keeps no larger
+# pieces), which takes longer than what is computed there; it is computed in pieces of so many bytes instead.
+_LARGE, _PIECE = 2**25, 2**22
+
 _Function = Callable[[Tensor], Tensor]
 
 # Each with its form that overwrites its argument, where PyTorch has one.
@@ -71,10 +75,25 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Transform every token on its own."""
+        tokens, row = x.numel() // x.shape[-1], self.up.out_features * x.element_size()
+        if tokens * row > _LARGE and unrecorded(x) and not self._watched():
+            rows = x.reshape(tokens, -1)
+            out = rows.new_empty(tokens, self.down.out_features)
+            step = max(1, _PIECE // row)
+            for start in range(0, tokens, step):
+                out[start : start + step] = self._transformed(rows[start : start + step])
+            return out.view(*x.shape[:-1], -1)
+        return self._transformed(x)
+
+    def _transformed(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         hidden = self.up(x)
         if self.up._forward_hooks:  # whoever watches the hidden layer keeps what it saw
             hidden = hidden.clone()
         return self.dropout(self.down(self.dropout(self.nonlinearity(hidden))))
+
+    def _watched(self) -> bool:
+        """Whether somebody looks at a part, and should see it whole."""
+        return any(part._forward_hooks or part._forward_pre_hooks for part in self.children())
 
 
 class SwiGLU(nn.Module):
