@@ -79,21 +79,18 @@ class Mlp(nn.Module):
         if tokens * row > _LARGE and unrecorded(x) and not self._watched():
             rows = x.reshape(tokens, -1)
             out = rows.new_empty(tokens, self.down.out_features)
-            step = max(1, _PIECE // row)
+            step = max(1, min(_PIECE, _LARGE) // row)
             for start in range(0, tokens, step):
-                out[start : start + step] = self._transformed(rows[start : start + step])
+                out[start : start + step] = self(rows[start : start + step])
             return out.view(*x.shape[:-1], -1)
-        return self._transformed(x)
-
-    def _transformed(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         hidden = self.up(x)
         if self.up._forward_hooks:  # whoever watches the hidden layer keeps what it saw
             hidden = hidden.clone()
         return self.dropout(self.down(self.dropout(self.nonlinearity(hidden))))
 
     def _watched(self) -> bool:
-        """Whether somebody looks at a part, and should see it whole."""
-        return any(part._forward_hooks or part._forward_pre_hooks for part in self.children())
+        """Whether somebody looks at it or at a part of it, and should see it whole."""
+        return any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
 
 
 class SwiGLU(nn.Module):
