@@ -140,6 +140,7 @@ class Network(nn.Module, ABC):
         record: how pictures are prepared for it, what its classes are called, whence it came.
         blocks: what it repeats, the first one first: transformer blocks, residual blocks, or its layers where it has none.
         beside_blocks: names of lists of parts, kept apart from the blocks, of which the i-th belongs to block i.
+        tasks: what it can do, by the names of `tasks.catalogue.TASKS`, the first one unless told otherwise.
 
     Args:
         config: which one.
@@ -149,6 +150,7 @@ class Network(nn.Module, ABC):
     record: Record
     blocks: Blocks
     beside_blocks: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[tuple[str, ...]] = ("image-classification", "image-feature-extraction")
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -156,8 +158,12 @@ class Network(nn.Module, ABC):
         self.record = Record()
 
     @abstractmethod
-    def forward(self, pixels: Float[Tensor, "b c y x"]) -> EncoderOutput:
-        """Encode pictures of any one size and classify them."""
+    def forward(self, pixels: Float[Tensor, "b c y x"]) -> Any:
+        """What the network makes of pictures of any one size.
+
+        Returns:
+            An `EncoderOutput` of a backbone, which encodes and classifies; for others see the page of their kind.
+        """
 
     @abstractmethod
     def reset_head(self, num_classes: int) -> None:

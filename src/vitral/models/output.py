@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["EncoderOutput", "Level", "Pyramid"]
+__all__ = ["Denoised", "EncoderOutput", "Level", "Predicted", "Pyramid", "SetOutput"]
 
 
 class EncoderOutput(NamedTuple):
@@ -59,3 +59,57 @@ class Pyramid(NamedTuple):
 
     maps: tuple[Float[Tensor, "b _ _ _"], ...]
     strides: tuple[int, ...]
+
+
+class Predicted(NamedTuple):
+    """What is said of every query, or of every place that is asked.
+
+    Attributes:
+        logits: a number for each class (b q c).
+        boxes: cxcywh in [0, 1] of the picture without what fills the batch up (b q 4).
+    """
+
+    logits: Float[Tensor, "b q c"]
+    boxes: Float[Tensor, "b q 4"]
+
+
+class Denoised(NamedTuple):
+    """What became of known objects that were shown to a decoder with noise, for it to learn to take the noise away.
+
+    Li et al. 2022 (DN-DETR, section 4), Zhang et al. 2023 (DINO, section 3.3).
+
+    Attributes:
+        layers: what every layer of the decoder says of the noisy queries, the first layer first.
+        rows: which queries are to become objects, for each picture.
+        objects: for each of these rows, which of the picture's objects; all other queries are to become nothing.
+        groups: how often each object was shown.
+    """
+
+    layers: tuple[Predicted, ...]
+    rows: tuple[Int[Tensor, " _"], ...]
+    objects: tuple[Int[Tensor, " _"], ...]
+    groups: int
+
+
+class SetOutput(NamedTuple):
+    """A set of objects: every query is one of them, or nothing (Carion et al. 2020, DETR, section 3).
+
+    Attributes:
+        logits: of the last layer (b q c).
+        boxes: of the last layer, cxcywh in [0, 1] of the picture without what fills the batch up (b q 4).
+        scoring: how logits become scores. "softmax": over the classes and, behind them, nothing; "sigmoid": of each class
+            on its own, nothing being where all are low.
+        queries: what the queries are behind the last layer (b q d).
+        auxiliary: what the layers before the last one say, the first layer first; they are taught as the last one is.
+        proposals: what the encoder proposes for the queries to begin with, where it does. With a single class it only says
+            whether there is an object.
+        denoising: what became of known objects with noise; in training, where the network is taught so.
+    """
+
+    logits: Float[Tensor, "b q c"]
+    boxes: Float[Tensor, "b q 4"]
+    scoring: Literal["softmax", "sigmoid"]
+    queries: Float[Tensor, "b q d"]
+    auxiliary: tuple[Predicted, ...] = ()
+    proposals: Predicted | None = None
+    denoising: Denoised | None = None
