@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+
+from vitral.training import compare
 
 __all__ = ["interleaved", "machine", "whole_process"]
 
@@ -41,15 +40,11 @@ def whole_process(commands: dict[str, list[str]], rounds: int, cwd: Path | None 
 
 def machine() -> dict[str, str]:
     """Where and with what a measurement was made."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = models[0] if models else processor
+    here = compare.machine()
     packages = ("torch", "transformers", "timm", "torchvision", "pillow", "numpy")
     return {
-        "date": datetime.date.today().isoformat(),
-        "processor": f"{processor}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
+        "date": here["date"],
+        "processor": f"{here['processor']}, {here['cores']} cores",
+        "python": here["python"],
         **{package: version(package) for package in packages},
     }

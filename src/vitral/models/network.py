@@ -16,7 +16,7 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import EncoderOutput, Level, Pyramid
 from vitral.models.record import Record
 
-__all__ = ["Blocks", "MapConfig", "Network", "NetworkConfig", "check_ranges", "chosen_levels", "quarters"]
+__all__ = ["Blocks", "MapConfig", "Network", "NetworkConfig", "PlainConfig", "check_ranges", "chosen_levels", "quarters"]
 
 _N = TypeVar("_N", bound="Network")
 
@@ -80,10 +80,8 @@ class Blocks(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MapConfig:
-    """What the configurations of networks share whose answer is read from one map: hierarchies, convolutions, their kin.
-
-    The cells of that map are the tokens of such a network, in reading order, and none stands before them.
+class PlainConfig(ABC):
+    """What the configurations share of networks whose answer is the mean of tokens, all of which are places of the picture.
 
     Attributes:
         image_size: height and width in pixels the network is made for; pictures of other sizes are taken too.
@@ -96,6 +94,38 @@ class MapConfig:
     num_classes: int = 1000
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens of a picture of `image_size`."""
+        return self.grid_of(self.image_size)
+
+    @abstractmethod
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the tokens of a picture of some (height, width)."""
+
+    @property
+    def pool(self) -> str:
+        """What the classifier reads: the mean of all tokens."""
+        return "mean"
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before those of the picture: none."""
+        return 0
+
+    @property
+    def prefix_names(self) -> tuple[str, ...]:
+        """What the tokens before those of the picture are called: there are none."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig(PlainConfig):
+    """What the configurations of networks share whose answer is read from one map: hierarchies, convolutions, their kin.
+
+    The cells of that map are the tokens of such a network, in reading order.
+    """
+
+    @property
     def stride(self) -> int:
         """Pixels from one cell of the last map to the next."""
         return 32
@@ -105,29 +135,9 @@ class MapConfig:
         """Height and width, in pixels, of what a cell of the last map stands for; it sees beyond on all sides."""
         return self.stride, self.stride
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the last map of a picture of `image_size`."""
-        return self.grid_of(self.image_size)
-
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the last map of a picture of some (height, width); what remains of a cell is one."""
         return -(-size[0] // self.stride), -(-size[1] // self.stride)
-
-    @property
-    def pool(self) -> str:
-        """What the classifier reads: the mean of all cells."""
-        return "mean"
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before those of the map: none."""
-        return 0
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What the tokens before those of the map are called: there are none."""
-        return ()
 
 
 class Network(nn.Module, ABC):

@@ -25,6 +25,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import from_timm, to_timm
 from vitral.checkpoints.table import Row, renamed, shaped
+from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.resnet import VARIANTS, ResNet, ResNetConfig
 from vitral.models.backbones.vgg import VARIANTS as VGGS
@@ -108,13 +109,12 @@ def _vgg_table(config: VGGConfig) -> list[Row]:
 def _plan(files: Files, build: type[Network], config: Any, rows: list[Row], ignored: tuple[str, ...]) -> Plan:
     told = files.config
     pretrained = told.get("pretrained_cfg") or {}
-    names = told.get("label_names")
     record = Record(
         architecture=str(told.get("architecture", "")),
         layout="timm",
         source=files.source,
         preprocessing=from_timm(pretrained, config.image_size) if config.channels in (1, 3) else None,
-        labels=tuple(map(str, names)) if isinstance(names, list) and len(names) == config.num_classes else (),
+        labels=timm_labels(told, config.num_classes),
         licence=pretrained.get("license"),
     )
     return Plan(
@@ -204,10 +204,7 @@ def _written(model: Network, name: str, args: dict[str, Any], rows: list[Row], f
             **(to_timm(prepared, config.channels) if prepared else {"input_size": [config.channels, *config.image_size]}),
         },
     }
-    if record.licence:
-        described["pretrained_cfg"]["license"] = record.licence
-    if record.labels:
-        described["label_names"] = list(record.labels)
+    add_timm_record(described, record)
     return Written(model=model, rows=rows, documents={"config.json": described})
 
 

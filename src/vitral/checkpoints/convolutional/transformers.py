@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, conv_norm, counted
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, renamed
+from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.resnet import ResNet, ResNetConfig
-from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
@@ -31,11 +31,6 @@ _USUAL: dict[str, Any] = {
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
     "downsample_in_bottleneck": False,
-}
-_PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
 }
 
 
@@ -76,18 +71,7 @@ def _plan(files: Files, named: ResNetConfig | None) -> Plan:
     prepared = _prepared(files.preprocessor, config)
     if prepared is not None and prepared.input_size is not None:
         config = replace(config, image_size=prepared.input_size)
-    unknown = f"Pictures are prepared by {files.preprocessor.get('image_processor_type')}, which is not known here."
-    names = told.get("id2label") or {}
-    record = Record(
-        architecture=_TYPE,
-        layout="transformers",
-        source=files.source,
-        preprocessing=prepared,
-        labels=tuple(str(names[key]) for key in sorted(names, key=int)) if len(names) == config.num_classes else (),
-        problem=_PROBLEMS.get(str(told.get("problem_type")), "single_label"),
-        licence=told.get("license"),
-        notes=() if prepared else (unknown,),
-    )
+    record = transformers_record(files, architecture=_TYPE, num_classes=config.num_classes, preprocessing=prepared)
     rows = _rows(config)
     return Plan(
         build=ResNet,
@@ -172,14 +156,7 @@ def _compose(model: nn.Module) -> Written:
         "downsample_in_bottleneck": config.strides_first,
         "dtype": "float32",
     }
-    if config.num_classes:
-        labels = {str(index): record.label(index) for index in range(config.num_classes)}
-        described |= {"id2label": labels, "label2id": {name: int(index) for index, name in labels.items()}}
-        if config.num_classes > 1 or record.problem != "single_label":  # transformers has no single label of one class
-            described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
-    documents = {"config.json": described}
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing)
+    documents = transformers_documents(described, record, config.num_classes)
     return Written(model=model, rows=rows, documents=documents)
 
 

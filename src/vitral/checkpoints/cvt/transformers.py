@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
 from vitral.checkpoints.cvt import microsoft
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import evaluation, from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import evaluation, from_transformers
 from vitral.checkpoints.table import Row
+from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.cvt import CvT, CvTConfig
-from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
-_PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
 # What a config.json may leave out, and what this family has no other values for.
 _DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
@@ -91,16 +86,8 @@ def _plan(files: Files, architecture: CvTConfig | None) -> Plan:
     if size or architecture:
         config = replace(config, image_size=size or (architecture or config).image_size)
     prepared = _preprocessing(files.preprocessor, config)
-    unknown = f"Pictures are prepared by {files.preprocessor.get('image_processor_type')}, which is not known here."
-    record = Record(
-        architecture=microsoft.catalogue_name(config) or "cvt",
-        layout="transformers",
-        source=files.source,
-        preprocessing=prepared,
-        notes=() if prepared else (unknown,),
-        labels=_labels(told, config.num_classes),
-        problem=_PROBLEMS.get(str(told.get("problem_type")), "single_label"),
-        licence=told.get("license"),
+    record = transformers_record(
+        files, architecture=microsoft.catalogue_name(config) or "cvt", num_classes=config.num_classes, preprocessing=prepared
     )
     return Plan(build=CvT, config=config, rows=_rows(config), tensors=tensors, record=record)
 
@@ -162,16 +149,6 @@ def _preprocessing(processor: dict[str, Any], config: CvTConfig) -> Preprocessin
     return from_transformers(plain, "cvt", config.image_size)
 
 
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names = told.get("id2label") or {}
-    if len(names) != num_classes:
-        return ()
-    try:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"id2label in config.json has a key that is no number ({error}).") from error
-
-
 def _rows(config: CvTConfig) -> list[Row]:
     return [replace(row, theirs=tuple(map(_spelled, row.theirs))) for row in microsoft.rows(config)]
 
@@ -195,7 +172,6 @@ def _compose(model: nn.Module) -> Written:
             f"transformers builds stages of at least 1, 2 and 3 blocks; this network has {config.depths}. Use "
             "layout='vitral'."
         )
-    names = {str(index): record.label(index) for index in range(config.num_classes)}
     described: dict[str, Any] = {
         "architectures": ["CvtForImageClassification"],
         "model_type": "cvt",
@@ -209,15 +185,11 @@ def _compose(model: nn.Module) -> Written:
         "attention_drop_rate": [config.dropout] * 3,
         "drop_path_rate": [0.0, 0.0, config.drop_path],
         **{name: list(value) for name, value in _FIXED.items()},
-        "id2label": names,
-        "label2id": {name: int(index) for index, name in names.items()},
+        "id2label": {},  # else transformers would build a classifier of two classes where there is none
+        "label2id": {},
         "dtype": "float32",
     }
-    if config.num_classes > 1 or (config.num_classes and record.problem != "single_label"):
-        described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
-    documents = {"config.json": described}
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing)
+    documents = transformers_documents(described, record, config.num_classes)
     return Written(model=model, rows=_rows(config), documents=documents)
 
 

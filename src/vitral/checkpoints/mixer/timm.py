@@ -16,6 +16,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import evaluation, from_timm, to_timm
 from vitral.checkpoints.table import Row, Tensors, renamed
+from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.mixer import VARIANTS, Mixer, MixerConfig
 from vitral.models.record import Record
@@ -49,7 +50,7 @@ def _plan(files: Files, architecture: MixerConfig | None) -> Plan:
         layout="timm",
         source=files.source,
         preprocessing=prepared,
-        labels=_labels(told, config.num_classes),
+        labels=timm_labels(told, config.num_classes),
         licence=pretrained.get("license"),
     )
     return Plan(
@@ -109,13 +110,6 @@ def _image_size(files: Files, architecture: MixerConfig | None, patch: tuple[int
     )
 
 
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names, described = told.get("label_names"), told.get("label_descriptions") or {}
-    if not isinstance(names, list) or len(names) != num_classes:
-        return ()
-    return tuple(str(described.get(name, name)) for name in names)
-
-
 def _rows(config: MixerConfig) -> list[Row]:
     rows = renamed("patch.projection", "stem.proj")
     for index in range(config.depth):
@@ -151,10 +145,7 @@ def _compose(model: nn.Module) -> Written:
             **(to_timm(record.preprocessing, config.channels) if record.preprocessing else {}),
         },
     }
-    if record.licence:
-        described["pretrained_cfg"]["license"] = record.licence
-    if record.labels:
-        described["label_names"] = list(record.labels)
+    add_timm_record(described, record)
     return Written(model=mixer, rows=_rows(config), documents={"config.json": described})
 
 

@@ -11,6 +11,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import evaluation, from_timm, to_timm
 from vitral.checkpoints.pvt.spelling import Spelling, seen, table
+from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
 from vitral.errors import UsageError
 from vitral.models.backbones.pvt import VARIANTS, PVTConfig, PVTv2
 from vitral.models.record import Record
@@ -48,7 +49,7 @@ def _plan(files: Files, architecture: PVTConfig | None) -> Plan:
         layout="timm",
         source=files.source,
         preprocessing=prepared,
-        labels=_labels(told, config.num_classes),
+        labels=timm_labels(told, config.num_classes),
         licence=pretrained.get("license"),
         notes=tuple(notes),
     )
@@ -60,13 +61,6 @@ def _plan(files: Files, architecture: PVTConfig | None) -> Plan:
         record=usual_labels(record, config.num_classes),
         advice="If the architecture was guessed wrongly, name it: load_model(…, architecture='pvt_v2_b2').",
     )
-
-
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names, described = told.get("label_names"), told.get("label_descriptions") or {}
-    if not isinstance(names, list) or len(names) != num_classes:
-        return ()
-    return tuple(str(described.get(name, name)) for name in names)
 
 
 def _compose(model: nn.Module) -> Written:
@@ -106,10 +100,7 @@ def _compose(model: nn.Module) -> Written:
             **prepared,
         },
     }
-    if record.licence:
-        described["pretrained_cfg"]["license"] = record.licence
-    if record.labels:
-        described["label_names"] = list(record.labels)
+    add_timm_record(described, record)
     return Written(model=model, rows=table(config, _SPELLING), documents={"config.json": described})
 
 

@@ -7,38 +7,23 @@ differ in the sixth digit.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, renamed, stacked
+from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from vitral.errors import CheckpointError, UnknownNameError, UsageError
-from vitral.layers.mlp import Activation
+from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.pvt import PVTConfig, PVTv2
-from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
 _TYPE = "pvt_v2"
 _PREFIX = "pvt_v2."
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-_PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
 # What transformers assumes where a config.json does not say.
 _DEFAULTS: dict[str, Any] = {
     "image_size": 224,
@@ -66,24 +51,12 @@ def _plan(files: Files, architecture: PVTConfig | None) -> Plan:
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in files.tensors.items()}
     config = _config(told, tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0)
     prepared = _prepared(files.preprocessor, config.image_size)
-    unknown = f"Pictures are prepared by {files.preprocessor.get('image_processor_type')}, which is not known here."
-    record = Record(
-        architecture=_TYPE,
-        layout="transformers",
-        source=files.source,
-        preprocessing=prepared,
-        notes=() if prepared else (unknown,),
-        labels=_labels(told, config.num_classes),
-        problem=_PROBLEMS.get(str(told.get("problem_type")), "single_label"),
-        licence=told.get("license"),
-    )
+    record = transformers_record(files, architecture=_TYPE, num_classes=config.num_classes, preprocessing=prepared)
     return Plan(build=PVTv2, config=config, rows=_rows(config), tensors=tensors, record=record)
 
 
 def _config(told: dict[str, Any], num_classes: int) -> PVTConfig:
     stages, size, activation = len(told["hidden_sizes"]), told["image_size"], told["hidden_act"]
-    if activation not in _ACTIVATIONS:
-        raise UnknownNameError("activation (hidden_act in config.json)", activation, _ACTIVATIONS)
     windows = {"patch_sizes": [7] + [3] * (stages - 1), "strides": [4] + [2] * (stages - 1)}
     for name, usual in windows.items():
         if list(told[name]) != usual:
@@ -101,7 +74,7 @@ def _config(told: dict[str, Any], num_classes: int) -> PVTConfig:
         mlp_ratios=tuple(_whole(ratio) for ratio in told["mlp_ratios"]),
         linear=bool(told["linear_attention"]),
         qkv_bias=bool(told["qkv_bias"]),
-        activation=_ACTIVATIONS[activation],
+        activation=activation_of(activation),
         norm_eps=float(told["layer_norm_eps"]),
         conv_norm_eps=float(told["layer_norm_eps"]),
     )
@@ -121,16 +94,6 @@ def _prepared(processor: dict[str, Any], image_size: tuple[int, int]) -> Preproc
         usual |= {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
         processor = {**usual, **processor, "image_processor_type": "ViTImageProcessor"}
     return from_transformers(processor, _TYPE, image_size)
-
-
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names = told.get("id2label") or {}
-    if len(names) != num_classes:
-        return ()
-    try:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"id2label in config.json has a key that is no number ({error}).") from error
 
 
 def _rows(config: PVTConfig) -> list[Row]:
@@ -187,7 +150,7 @@ def _compose(model: nn.Module) -> Written:
         "strides": [4] + [2] * (stages - 1),
         "num_attention_heads": list(config.heads),
         "mlp_ratios": list(config.mlp_ratios),
-        "hidden_act": next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation),
+        "hidden_act": hidden_act_of(config.activation),
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
         "drop_path_rate": config.drop_path,
@@ -196,14 +159,7 @@ def _compose(model: nn.Module) -> Written:
         "linear_attention": config.linear,
         "dtype": "float32",
     }
-    if config.num_classes:
-        names = {str(index): record.label(index) for index in range(config.num_classes)}
-        described |= {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
-        if config.num_classes > 1 or record.problem != "single_label":  # transformers has no single label of one class
-            described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
-    documents = {"config.json": described}
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing)
+    documents = transformers_documents(described, record, config.num_classes)
     return Written(model=model, rows=rows, documents=documents)
 
 

@@ -28,6 +28,7 @@ from vitral.checkpoints.swin.microsoft import (
     usual_preprocessing,
 )
 from vitral.checkpoints.table import Row, Tensors
+from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
 from vitral.errors import CheckpointError, UsageError
 from vitral.layers.position import Grid
 from vitral.layers.window import applied_shift
@@ -52,7 +53,7 @@ def _plan(files: Files, architecture: SwinConfig | None) -> Plan:
         layout="timm",
         source=files.source,
         preprocessing=from_timm(pretrained, config.image_size) if pretrained else usual_preprocessing(config),
-        labels=_labels(told, config.num_classes),
+        labels=timm_labels(told, config.num_classes),
         licence=pretrained.get("license"),
     )
     return Plan(
@@ -158,13 +159,6 @@ def _check_tables(tensors: Tensors, windows: _Sides, source: str) -> None:
             )
 
 
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names, described = told.get("label_names"), told.get("label_descriptions") or {}
-    if not isinstance(names, list) or len(names) != num_classes:
-        return ()
-    return tuple(str(described.get(name, name)) for name in names)
-
-
 def _rows(config: SwinConfig) -> list[Row]:
     rows = block_rows(config, lambda stage, place: f"layers.{stage}.blocks.{place}")
     return rows + query_and_value_biases(config) + outer_rows(config, merged="first", head="head.fc")
@@ -210,10 +204,7 @@ def _compose(model: nn.Module) -> Written:
             ),
         },
     }
-    if record.licence:
-        described["pretrained_cfg"]["license"] = record.licence
-    if record.labels:
-        described["label_names"] = list(record.labels)
+    add_timm_record(described, record)
     return Written(model=swin, rows=_rows(config), documents={"config.json": described})
 
 

@@ -9,38 +9,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, stacked
-from vitral.errors import CheckpointError, UnknownNameError, UsageError
-from vitral.layers.mlp import Activation
+from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
+from vitral.errors import CheckpointError, UsageError
 from vitral.layers.position import Grid
 from vitral.layers.window import applied_shift
 from vitral.models.backbones.swin import Swin, SwinConfig
-from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
 _TYPES = {"swin": (1, "Swin"), "swinv2": (2, "Swinv2")}
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-_PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
 # What transformers assumes where a config.json does not say.
 _DEFAULTS: dict[str, Any] = {
     "image_size": 224,
@@ -79,17 +64,7 @@ def _plan(files: Files, architecture: SwinConfig | None) -> Plan:
     tensors = _disk_names(files.tensors, model_type)
     config = _config(told, _TYPES[model_type][0], tensors)
     preprocessing = from_transformers(files.preprocessor, model_type, config.image_size)
-    unknown = f"Pictures are prepared by {files.preprocessor.get('image_processor_type')}, which is not known here."
-    record = Record(
-        architecture=model_type,
-        layout="transformers",
-        source=files.source,
-        preprocessing=preprocessing,
-        notes=() if preprocessing else (unknown,),
-        labels=_labels(told, config.num_classes),
-        problem=_PROBLEMS.get(str(told.get("problem_type")), "single_label"),
-        licence=told.get("license"),
-    )
+    record = transformers_record(files, architecture=model_type, num_classes=config.num_classes, preprocessing=preprocessing)
     return Plan(
         build=Swin,
         config=config,
@@ -114,8 +89,6 @@ def _disk_names(tensors: Tensors, model_type: str) -> Tensors:
 
 def _config(told: dict[str, Any], version: int, tensors: Tensors) -> SwinConfig:
     said = {**_DEFAULTS, **{name: value for name, value in told.items() if value is not None}}
-    if said["hidden_act"] not in _ACTIVATIONS:
-        raise UnknownNameError("activation (hidden_act in config.json)", said["hidden_act"], _ACTIVATIONS)
     if said["layer_norm_eps"] != 1e-5:
         raise CheckpointError(f"config.json asks for layer_norm_eps={said['layer_norm_eps']}; only 1e-5 was ever published.")
     size, stages, side = said["image_size"], len(said["depths"]), _whole(said["window_size"])
@@ -135,7 +108,7 @@ def _config(told: dict[str, Any], version: int, tensors: Tensors) -> SwinConfig:
         shift_rule="both_sides",
         position="learned" if said["use_absolute_embeddings"] else "none",
         mlp_ratio=float(said["mlp_ratio"]),
-        activation=_ACTIVATIONS[said["hidden_act"]],
+        activation=activation_of(said["hidden_act"]),
         qkv_bias=bool(said["qkv_bias"]),
         drop_path=float(said["drop_path_rate"]),
     )
@@ -168,16 +141,6 @@ def _settled(config: SwinConfig, side: int) -> tuple[tuple[Grid, ...], tuple[Gri
     spans = [min(side, count) for count in rows]
     shifts = [0 if count <= span else side // 2 for count, span in zip(rows, spans, strict=True)]
     return tuple((span, span) for span in spans), tuple((shift, shift) for shift in shifts)
-
-
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names = told.get("id2label") or {}
-    if len(names) != num_classes:
-        return ()
-    try:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"id2label in config.json has a key that is no number ({error}).") from error
 
 
 def _rows(config: SwinConfig) -> list[Row]:
@@ -234,7 +197,7 @@ def _compose(model: nn.Module) -> Written:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "drop_path_rate": config.drop_path,
-        "hidden_act": next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation),
+        "hidden_act": hidden_act_of(config.activation),
         "use_absolute_embeddings": config.position == "learned",
         "layer_norm_eps": 1e-5,
         "dtype": "float32",
@@ -243,11 +206,6 @@ def _compose(model: nn.Module) -> Written:
         described["pretrained_window_sizes"] = [
             window[0] for window in config.pretrained_windows or ((0, 0),) * len(config.widths)
         ]
-    if config.num_classes:
-        names = {str(index): record.label(index) for index in range(config.num_classes)}
-        described |= {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
-        if config.num_classes > 1 or record.problem != "single_label":  # transformers has no single label of one class
-            described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
     rows = _rows(config)
     if config.num_classes:
         prefix = f"{model_type}."
@@ -255,9 +213,7 @@ def _compose(model: nn.Module) -> Written:
             replace(row, theirs=tuple(name if name.startswith("classifier") else prefix + name for name in row.theirs))
             for row in rows
         ]
-    documents = {"config.json": described}
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing)
+    documents = transformers_documents(described, record, config.num_classes)
     return Written(model=swin, rows=rows, documents=documents)
 
 

@@ -19,6 +19,7 @@ from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import evaluation, from_timm, to_timm
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped
 from vitral.checkpoints.vit.prefix import with_prefix_positions
+from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
 from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
 from vitral.layers.mlp import Activation
@@ -76,7 +77,7 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
         layout="timm",
         source=files.source,
         preprocessing=_prepared(pretrained, config),
-        labels=_labels(told, config.num_classes),
+        labels=timm_labels(told, config.num_classes),
         licence=pretrained.get("license"),
         notes=tuple(notes),
     )
@@ -304,15 +305,6 @@ def _pretrained(told: dict[str, Any]) -> dict[str, Any]:
     return told.get("pretrained_cfg") or (told if "input_size" in told else {})
 
 
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names, described = told.get("label_names"), told.get("label_descriptions") or {}
-    if isinstance(names, dict) and all(str(key).isdigit() for key in names):
-        names = [names[key] for key in sorted(names, key=int)]
-    if not isinstance(names, list) or len(names) != num_classes:
-        return ()
-    return tuple(str(described.get(name, name)) for name in names)
-
-
 def _spelling(tensors: Tensors) -> _Spelling:
     return _Spelling(
         registers="register_tokens" if "register_tokens" in tensors else "reg_token",
@@ -432,10 +424,7 @@ def _compose(model: nn.Module) -> Written:
             ),
         },
     }
-    if record.licence:
-        described["pretrained_cfg"]["license"] = record.licence
-    if record.labels:
-        described["label_names"] = list(record.labels)
+    add_timm_record(described, record)
     # timm's networks have no mask token; it plays no part in what they compute.
     rows = _rows(
         replace(config, mask_token=False),

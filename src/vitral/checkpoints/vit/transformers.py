@@ -11,20 +11,19 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped, stacked
 from vitral.checkpoints.vit.prefix import with_prefix_positions
-from vitral.errors import CheckpointError, UnknownNameError, UsageError
-from vitral.layers.mlp import Activation
+from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
+from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.vit import ViT, ViTConfig
-from vitral.models.record import Record
 
 __all__ = ["LAYOUT"]
 
@@ -42,21 +41,7 @@ _TYPES = {
 }
 _BEIT = ("beit", "data2vec-vision")
 _DINOV2 = ("dinov2", "dinov2_with_registers")
-_ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 
-_PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
-    "single_label_classification": "single_label",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
 
 # Names in memory since transformers 5 → names on disk.
 _IN_MEMORY = [
@@ -88,17 +73,7 @@ def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
     tensors = _disk_names(files.tensors, model_type)
     config = _config(told, model_type, tensors)
     preprocessing = from_transformers(files.preprocessor, model_type, config.image_size)
-    unknown = f"Pictures are prepared by {files.preprocessor.get('image_processor_type')}, which is not known here."
-    record = Record(
-        architecture=model_type,
-        layout="transformers",
-        source=files.source,
-        preprocessing=preprocessing,
-        notes=() if preprocessing else (unknown,),
-        labels=_labels(told, config.num_classes),
-        problem=_PROBLEMS.get(str(told.get("problem_type")), "single_label"),
-        licence=told.get("license"),
-    )
+    record = transformers_record(files, architecture=model_type, num_classes=config.num_classes, preprocessing=preprocessing)
     return Plan(
         build=ViT,
         config=config,
@@ -136,8 +111,6 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
     value: Callable[[str], Any] = lambda name: told.get(name, defaults.get(name))  # noqa: E731
     width = _whole(value("hidden_size"))
     activation = value("hidden_act")
-    if activation not in _ACTIVATIONS:
-        raise UnknownNameError("activation (hidden_act in config.json)", activation, _ACTIVATIONS)
     head = next((name for name in ("classifier.weight", "cls_classifier.weight") if name in tensors), None)
     if "pooler.dense.weight" in tensors and value("pooler_act") not in (None, "tanh"):
         raise CheckpointError(f"The pooler's activation is {value('pooler_act')!r}; only tanh was ever published.")
@@ -153,7 +126,7 @@ def _config(told: dict[str, Any], model_type: str, tensors: Tensors) -> ViTConfi
         heads=_whole(value("num_attention_heads")),
         mlp_width=_whole(value("intermediate_size") or ratio_width),
         num_classes=tensors[head].shape[0] if head else 0,
-        activation=_ACTIVATIONS[activation],
+        activation=activation_of(activation),
         norm_eps=float(value("layer_norm_eps")),
         qkv_bias=bool(value("qkv_bias") if "qkv_bias" in told else True),
         position_antialias=False,
@@ -235,16 +208,6 @@ def _defaults(model_type: str) -> dict[str, Any]:
         sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
         return base | sizes | {"layer_norm_eps": 1e-5, "rope_theta": 100.0, "num_register_tokens": 0, "query_bias": True}
     return base
-
-
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names = told.get("id2label") or {}
-    if len(names) != num_classes:
-        return ()
-    try:
-        return tuple(str(names[key]) for key in sorted(names, key=int))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"id2label in config.json has a key that is no number ({error}).") from error
 
 
 def _rows(config: ViTConfig, model_type: str) -> list[Row]:
@@ -358,7 +321,7 @@ def _compose(model: nn.Module) -> Written:
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
         "intermediate_size": config.mlp_width,
-        "hidden_act": next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation),
+        "hidden_act": hidden_act_of(config.activation),
         "layer_norm_eps": config.norm_eps,
         "image_size": _plain(config.image_size),
         "patch_size": _plain(config.patch_size),
@@ -400,14 +363,7 @@ def _compose(model: nn.Module) -> Written:
         }
     if config.representation:
         described["pooler_output_size"] = config.representation
-    if config.num_classes:
-        names = {str(index): record.label(index) for index in range(config.num_classes)}
-        described |= {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
-        if config.num_classes > 1 or record.problem != "single_label":  # transformers has no single label of one class
-            described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
-    documents = {"config.json": described}
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing)
+    documents = transformers_documents(described, record, config.num_classes)
     return Written(model=model, rows=rows, documents=documents)
 
 

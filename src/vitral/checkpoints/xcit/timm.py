@@ -16,6 +16,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import evaluation, from_timm, to_timm
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped, stacked
+from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.xcit import VARIANTS, XCiT, XCiTConfig
 from vitral.models.record import Record
@@ -52,7 +53,7 @@ def _plan(files: Files, architecture: XCiTConfig | None) -> Plan:
         layout="timm",
         source=files.source,
         preprocessing=from_timm(pretrained, config.image_size) if pretrained else usual,
-        labels=_labels(told, config.num_classes),
+        labels=timm_labels(told, config.num_classes),
         licence=pretrained.get("license"),
         notes=tuple(notes),
     )
@@ -123,15 +124,6 @@ def _variant(config: XCiTConfig) -> str | None:
     sizes = ("patch", "width", "depth", "heads", "mlp_width", "class_depth", "positions", "qkv_bias", "class_norm_all")
     found = (name for name, one in VARIANTS.items() if all(getattr(one, f) == getattr(config, f) for f in sizes))
     return next(found, None)
-
-
-def _labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    names, described = told.get("label_names"), told.get("label_descriptions") or {}
-    if isinstance(names, dict) and all(str(key).isdigit() for key in names):
-        names = [names[key] for key in sorted(names, key=int)]
-    if not isinstance(names, list) or len(names) != num_classes:
-        return ()
-    return tuple(str(described.get(name, name)) for name in names)
 
 
 def _rows(config: XCiTConfig) -> list[Row]:
@@ -217,10 +209,7 @@ def _compose(model: nn.Module) -> Written:
             **pictures,
         },
     }
-    if record.licence:
-        described["pretrained_cfg"]["license"] = record.licence
-    if record.labels:
-        described["label_names"] = list(record.labels)
+    add_timm_record(described, record)
     return Written(model=model, rows=_rows(config), documents={"config.json": described})
 
 

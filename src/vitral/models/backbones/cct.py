@@ -30,7 +30,7 @@ from vitral.layers.patch import PatchEmbedding
 from vitral.layers.pool import SequencePool
 from vitral.layers.position import resample_grid, sinusoids_1d
 from vitral.layers.tokenizer import ConvTokenizer
-from vitral.models.network import Network, check_ranges, chosen_levels, quarters
+from vitral.models.network import Network, PlainConfig, check_ranges, chosen_levels, quarters
 from vitral.models.output import EncoderOutput, Level, Pyramid
 
 __all__ = ["CCT", "PAPERS", "VARIANTS", "CCTConfig"]
@@ -57,12 +57,11 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CCTConfig:
+class CCTConfig(PlainConfig):
     """Everything that tells one compact transformer from another.
 
     Attributes:
         image_size: height and width in pixels the position table is made for; pictures of other sizes are taken too.
-        channels: channels of a picture.
         tokens: what makes tokens: convolutions (CCT), or patches of `kernel` × `kernel` pixels (CVT), for which the other
             five fields of the tokenizer do not count.
         conv_channels: channels behind each convolution but the last, whose channels are `width`.
@@ -74,7 +73,6 @@ class CCTConfig:
         depth: number of blocks.
         heads: attention heads per block.
         mlp_width: hidden channels of the feed-forward networks.
-        num_classes: classes of the classifier; 0 for none.
         position: absolute positions: a learned table, sinusoids along the sequence, or none.
         dropout: probability of dropping channels of embeddings and branches in training.
         attention_dropout: probability of dropping attention weights in training.
@@ -82,7 +80,6 @@ class CCTConfig:
     """
 
     image_size: tuple[int, int] = (32, 32)
-    channels: int = 3
     tokens: Literal["convolutions", "patches"] = "convolutions"
     conv_channels: tuple[int, ...] = (64,)
     kernel: int = 3
@@ -124,11 +121,6 @@ class CCTConfig:
         side = self.kernel if self.tokens == "patches" else (self.stride * self.pool_stride) ** layers
         return side, side
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens of a picture of `image_size`."""
-        return self.grid_of(self.image_size)
-
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens of a picture of some (height, width).
 
@@ -141,16 +133,6 @@ class CCTConfig:
     def pool(self) -> Literal["attention"]:
         """What the classifier reads: all tokens, each weighted by what it is worth."""
         return "attention"
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches: none."""
-        return 0
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What the tokens before the patches are called: there are none."""
-        return ()
 
 
 class CCT(Network):

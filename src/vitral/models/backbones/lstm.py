@@ -26,7 +26,7 @@ from vitral.base.config import check_choices
 from vitral.errors import UsageError
 from vitral.layers.linear import Linear
 from vitral.layers.patch import PatchEmbedding
-from vitral.models.network import Network, check_ranges
+from vitral.models.network import Network, PlainConfig, check_ranges
 from vitral.models.output import EncoderOutput
 
 __all__ = ["LSTM", "PAPERS", "VARIANTS", "LSTMConfig", "Recurrence"]
@@ -43,23 +43,19 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig:
+class LSTMConfig(PlainConfig):
     """Everything that tells one recurrent network from another.
 
     Attributes:
-        image_size: height and width in pixels the network is made for; pictures of other sizes are taken too.
-        channels: channels of a picture.
         reads: what one step reads: square patches in reading order, or whole rows from the top.
         cell: pixels along a side of a patch, or rows read at a step.
         width: channels d of a step; of both directions together where there are two.
         depth: number of recurrent layers.
         bidirectional: whether every layer also reads from the end.
-        num_classes: classes of the classifier; 0 for none.
         dropout: probability of dropping a channel between layers in training.
     """
 
     image_size: tuple[int, int] = (32, 32)
-    channels: int = 3
     reads: Literal["patches", "rows"] = "patches"
     cell: int = 4
     width: int = 256
@@ -81,29 +77,9 @@ class LSTMConfig:
         """Height and width, in pixels, of what one step reads."""
         return self.cell, self.cell if self.reads == "patches" else self.image_size[1]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of steps of a picture of `image_size`."""
-        return self.grid_of(self.image_size)
-
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of steps of a picture of some (height, width); what is less than a step is left out."""
         return size[0] // self.cell, size[1] // self.cell if self.reads == "patches" else 1
-
-    @property
-    def pool(self) -> str:
-        """What the classifier reads: the mean of all steps, so that the first patch is not the farthest."""
-        return "mean"
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before those of the picture: none."""
-        return 0
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What they are called: there are none."""
-        return ()
 
 
 class Recurrence(nn.Module):

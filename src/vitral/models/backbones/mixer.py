@@ -30,7 +30,7 @@ from vitral.layers.mlp import Activation, Mlp, Nonlinearity
 from vitral.layers.norm import norm_layer
 from vitral.layers.patch import PatchEmbedding
 from vitral.layers.position import Grid, resample_grid
-from vitral.models.network import Network, check_ranges, chosen_levels, quarters
+from vitral.models.network import Network, PlainConfig, check_ranges, chosen_levels, quarters
 from vitral.models.output import EncoderOutput, Level, Pyramid
 
 __all__ = ["PAPERS", "VARIANTS", "Mixer", "MixerConfig", "TokenMixing"]
@@ -52,31 +52,26 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(PlainConfig):
     """Everything that tells one Mixer from another.
 
     Attributes:
         image_size: height and width in pixels the token mixing is made for; pictures of other sizes are taken too.
         patch_size: height and width of a patch in pixels.
-        channels: channels of a picture.
         width: channels d of a token (C in the paper).
         depth: number of blocks.
         token_hidden: hidden channels of the token mixing (D_S).
         channel_hidden: hidden channels of the channel mixing (D_C).
-        num_classes: classes of the classifier; 0 for none.
         activation: nonlinearity of both.
         dropout: probability of dropping channels inside a block in training.
         drop_path: probability of dropping a branch of the last block in training, growing linearly with depth.
     """
 
-    image_size: tuple[int, int] = (224, 224)
     patch_size: tuple[int, int] = (16, 16)
-    channels: int = 3
     width: int = 768
     depth: int = 12
     token_hidden: int = 384
     channel_hidden: int = 3072
-    num_classes: int = 1000
     activation: Activation = "gelu"
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -87,29 +82,9 @@ class MixerConfig:
         if min(self.grid) < 1:
             raise UsageError(f"image_size {self.image_size} is smaller than one patch of {self.patch_size}.")
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of a picture of `image_size`."""
-        return self.grid_of(self.image_size)
-
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of a picture of some (height, width); less than a patch is left out."""
         return size[0] // self.patch_size[0], size[1] // self.patch_size[1]
-
-    @property
-    def pool(self) -> str:
-        """What the classifier reads: the mean of all tokens."""
-        return "mean"
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches: none."""
-        return 0
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What the tokens before the patches are called: there are none."""
-        return ()
 
 
 class TokenMixing(nn.Module):

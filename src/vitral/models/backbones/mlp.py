@@ -24,7 +24,7 @@ from vitral.base.config import check_choices
 from vitral.errors import UsageError
 from vitral.layers.linear import Linear
 from vitral.layers.mlp import Activation, Nonlinearity
-from vitral.models.network import Network, check_ranges
+from vitral.models.network import Network, PlainConfig, check_ranges
 from vitral.models.output import EncoderOutput
 
 __all__ = ["MLP", "PAPERS", "VARIANTS", "MLPConfig"]
@@ -40,21 +40,18 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLPConfig:
+class MLPConfig(PlainConfig):
     """Everything that tells one multilayer perceptron from another.
 
     Attributes:
         image_size: height and width in pixels that pictures are brought to.
-        channels: channels of a picture.
         width: channels d of each hidden layer.
         depth: number of hidden layers.
-        num_classes: classes of the classifier; 0 for none.
         activation: nonlinearity behind each hidden layer.
         dropout: probability of dropping a hidden channel in training.
     """
 
     image_size: tuple[int, int] = (32, 32)
-    channels: int = 3
     width: int = 512
     depth: int = 3
     num_classes: int = 10
@@ -70,29 +67,9 @@ class MLPConfig:
         """Height and width of what the one token stands for: the whole picture."""
         return self.image_size
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens: one."""
-        return 1, 1
-
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tokens of a picture of any (height, width): one."""
         return 1, 1
-
-    @property
-    def pool(self) -> str:
-        """What the classifier reads: the mean of all tokens, which are one."""
-        return "mean"
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before those of the picture: none."""
-        return 0
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What they are called: there are none."""
-        return ()
 
 
 class MLP(Network):
