@@ -75,8 +75,8 @@ class TestGoogLeNet(Harness):
         model = self.small(kind, dropout=0.0, auxiliary_dropout=0.0).train()
         pixels = self.pictures(model, 4, (75, 130)).requires_grad_()
         out = model(pixels)
-        assert len(out.heads) == (3 if model.config.auxiliary else 1)
-        sum(head.square().sum() for head in out.heads).backward()
+        assert len(out.auxiliary) == (2 if model.config.auxiliary else 0)
+        sum(head.square().sum() for head in (*out.heads, *out.auxiliary)).backward()
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
         assert pixels.grad.abs().max() > 0
 
@@ -192,17 +192,17 @@ def test_windows_and_averages_agree_where_there_is_one_window() -> None:
 def test_auxiliary_classifiers_speak_in_training_alone() -> None:
     model = stirred(create_model("googlenet", num_classes=5, auxiliary=True, **GOOGLENET))
     pixels = torch.randn(2, 3, 64, 64)
-    assert len(model(pixels).heads) == 1
+    assert model(pixels).auxiliary == ()
     out = model.train()(pixels)
-    assert [head.shape for head in out.heads] == [(2, 5)] * 3
+    assert [head.shape for head in (*out.heads, *out.auxiliary)] == [(2, 5)] * 3
     assert out.logits is out.heads[0]
     model.reset_head(7)
-    assert [head.shape for head in model(pixels).heads] == [(2, 7)] * 3
+    assert [head.shape for head in model(pixels).auxiliary] == [(2, 7)] * 2
     model.reset_head(0)
-    assert model(pixels).heads == ()
+    assert (model(pixels).heads, model(pixels).auxiliary) == ((), ())
     assert not any("auxiliary" in name for name in model.state_dict())
     model.reset_head(4)
-    assert [head.shape for head in model(pixels).heads] == [(2, 4)] * 3
+    assert [head.shape for head in model(pixels).auxiliary] == [(2, 4)] * 2
 
 
 def test_rescaling_takes_imagenets_statistics_to_plus_and_minus_one() -> None:

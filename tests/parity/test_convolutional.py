@@ -189,7 +189,7 @@ def test_torchvisions_googlenet_in_training(tmp_path: Path) -> None:
     ours = load_model(tmp_path / "googlenet.pth", architecture=named).train()
     pixels = pictures(75, 98, count=4)
     expected, out = theirs(pixels), ours(pixels)
-    for head, logits in zip(out.heads, (expected.logits, expected.aux_logits1, expected.aux_logits2), strict=True):
+    for head, logits in zip((*out.heads, *out.auxiliary), (expected.logits, expected.aux_logits1, expected.aux_logits2), strict=True):
         assert_same(head, logits)
     assert out.logits is out.heads[0]
 

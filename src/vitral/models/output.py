@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Denoised", "EncoderOutput", "Level", "Predicted", "Pyramid", "SetOutput"]
+from vitral.base.boxes import xyxy_to_cxcywh
+from vitral.models.detection.anchors import corrected, within_edges
+
+__all__ = ["Denoised", "DenseOutput", "EncoderOutput", "Level", "Predicted", "Pyramid", "RegionOutput", "SetOutput"]
 
 
 class EncoderOutput(NamedTuple):
@@ -22,6 +26,7 @@ class EncoderOutput(NamedTuple):
         logits: one number per picture and class, the mean over `heads` (b c); None for a model without classes.
         heads: the logits of every classifier on its own: of the class token and, for a distilled DeiT, of the
             distillation token.
+        auxiliary: in training, the logits of classifiers that read maps further down, so that learning reaches them.
     """
 
     tokens: Float[Tensor, "b n d"]
@@ -30,6 +35,7 @@ class EncoderOutput(NamedTuple):
     pooled: Float[Tensor, "b e"]
     logits: Float[Tensor, "b c"] | None
     heads: tuple[Float[Tensor, "b c"], ...]
+    auxiliary: tuple[Float[Tensor, "b c"], ...] = ()
 
     @property
     def feature_map(self) -> Float[Tensor, "b d i j"]:
@@ -113,3 +119,71 @@ class SetOutput(NamedTuple):
     auxiliary: tuple[Predicted, ...] = ()
     proposals: Predicted | None = None
     denoising: Denoised | None = None
+
+
+class DenseOutput(NamedTuple):
+    """What is said of every anchor of every map (Lin et al. 2017, RetinaNet; Tian et al. 2019, FCOS).
+
+    Attributes:
+        logits: of each class on its own (b q c); nothing is where all are low.
+        offsets: how an anchor becomes a box (b q 4), in the terms of `coding`.
+        anchors: xyxy in pixels of the input (q 4), the same for all pictures; those of the finest map first.
+        counts: how many of them each map has.
+        sizes: height and width of each picture in pixels, without what fills it up (b 2).
+        coding: "corrections" of centre and size, or distances of the "edges" from the anchor's middle, in its sides.
+        taught: how boxes are taught: by the distance of the offsets ("l1"), or the generalized IoU of the boxes ("giou").
+        centerness: how near to the middle of its object an anchor is said to be, as a logit (b q), where the network says so.
+    """
+
+    logits: Float[Tensor, "b q c"]
+    offsets: Float[Tensor, "b q 4"]
+    anchors: Float[Tensor, "q 4"]
+    counts: tuple[int, ...]
+    sizes: Float[Tensor, "b 2"]
+    coding: Literal["corrections", "edges"]
+    taught: Literal["l1", "giou"]
+    centerness: Float[Tensor, "b q"] | None = None
+
+    @property
+    def boxes(self) -> Float[Tensor, "b q 4"]:
+        """The boxes, cxcywh in [0, 1] of the picture without what fills it up; they may reach beyond it."""
+        made = corrected if self.coding == "corrections" else within_edges
+        return _relative(made(self.offsets.float(), self.anchors), self.sizes[:, None])
+
+
+class RegionOutput(NamedTuple):
+    """What is said of the regions that were proposed for a closer look (Ren et al. 2015, Faster R-CNN).
+
+    Pictures have different numbers of regions. Where one has fewer, rows are filled up: `valid` is False there, and logits
+    say that there is nothing.
+
+    Attributes:
+        logits: of the classes and, behind them, nothing (b q c), which exclude each other.
+        offsets: how the region becomes a box, if it is of this class (b q c 4): corrections of centre and size, times
+            `weights`.
+        regions: xyxy in pixels of the input (b q 4).
+        valid: which rows are regions (b q).
+        sizes: height and width of each picture in pixels, without what fills it up (b 2).
+        weights: of the corrections of the centre and of the size.
+        proposing: what the first look says of the anchors; its single class is that of all objects.
+    """
+
+    logits: Float[Tensor, "b q c"]
+    offsets: Float[Tensor, "b q c 4"]
+    regions: Float[Tensor, "b q 4"]
+    valid: Bool[Tensor, "b q"]
+    sizes: Float[Tensor, "b 2"]
+    weights: tuple[float, float]
+    proposing: DenseOutput
+
+    @property
+    def boxes(self) -> Float[Tensor, "b q 4"]:
+        """The boxes that regions become as what they most likely are, cxcywh in [0, 1] of the picture."""
+        best = self.logits[..., :-1].argmax(-1)[..., None, None].expand(-1, -1, 1, 4)
+        chosen = self.offsets.gather(2, best)[:, :, 0]
+        return _relative(corrected(chosen.float(), self.regions, self.weights), self.sizes[:, None])
+
+
+def _relative(boxes: Float[Tensor, "b q 4"], sizes: Float[Tensor, "b 1 2"]) -> Float[Tensor, "b q 4"]:
+    """Boxes xyxy in pixels as cxcywh in [0, 1] of pictures of these heights and widths."""
+    return xyxy_to_cxcywh(boxes) / torch.cat([sizes, sizes], dim=-1).flip(-1)

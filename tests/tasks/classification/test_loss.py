@@ -121,6 +121,13 @@ def test_without_a_teacher_both_heads_learn_the_targets() -> None:
     torch.testing.assert_close(Objective()(output_of(student, taught), CLASSES), wanted)
 
 
+def test_auxiliary_classifiers_weigh_three_tenths_each() -> None:
+    """Szegedy et al. 2015, section 5."""
+    main, first, second = (F.cross_entropy(logits(seed), CLASSES, reduction="none") for seed in range(3))
+    output = output_of(logits(0))._replace(auxiliary=(logits(1), logits(2)))
+    torch.testing.assert_close(Objective()(output, CLASSES), main + 0.3 * first + 0.3 * second)
+
+
 def test_half_precision_is_summed_in_single() -> None:
     ours = Objective()(output_of(logits().bfloat16()), CLASSES)
     assert ours.dtype == torch.float32

@@ -6,8 +6,7 @@ local responses are normalised; the branch that the paper gives windows of 5 × 
 itself brings pictures from ImageNet's mean and deviation to [−1, 1] (`rescale`), as its weights were trained so elsewhere.
 
 In training two more classifiers read the maps behind the fourth and the seventh module (the paper's figure 3), so that
-learning reaches the lower layers: `heads` then holds the logits of (main, first auxiliary, second auxiliary), and `logits`
-those of the main one. In evaluation they are not computed.
+learning reaches the lower layers: their logits are the output's `auxiliary`. In evaluation they are not computed.
 """
 
 from __future__ import annotations
@@ -204,7 +203,7 @@ class GoogLeNet(Network):
             if helped and place in _READ:
                 read.append(self.auxiliary[_READ.index(place)](last))
         output = self.read_out(last.flatten(2).transpose(1, 2), (last.shape[2], last.shape[3]))
-        return output._replace(heads=(*output.heads, *read))
+        return output._replace(auxiliary=tuple(read))
 
     def read_out(self, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> EncoderOutput:
         """What the cells behind the last module come to: their mean, classified."""

@@ -23,6 +23,7 @@ LossName = Literal["cross_entropy", "binary"]
 Distillation = Literal["none", "soft", "hard"]
 """Whether a teacher's whole distribution is learned, its best class, or nothing."""
 
+_AUXILIARY_WEIGHT = 0.3  # of each auxiliary classifier (Szegedy et al. 2015, GoogLeNet, section 5)
 _USUAL_WEIGHT = {"none": 0.0, "soft": 0.1, "hard": 0.5}  # with a temperature of 3; and the half of equation 3
 
 
@@ -46,6 +47,9 @@ class Objective:
 
     A distilled network has a classifier of its own for the second term, its distillation head. The heads are read apart
     and not by the mean that predicts. Without a teacher, both heads learn the targets, and the loss is the mean of theirs.
+
+    Auxiliary classifiers, of a network that has any, learn the targets too, each with a weight of 0.3 (GoogLeNet, Szegedy et
+    al. 2015, section 5).
 
     Attributes:
         loss: L.
@@ -107,12 +111,16 @@ class Objective:
             raise UsageError(
                 "The model has no classifier to train. Build it with num_classes=…, or use model.reset_head(n)."
             )
-        heads = [head.to(torch.promote_types(head.dtype, torch.float32)) for head in output.heads]
+        heads, helpers = (
+            [one.to(torch.promote_types(one.dtype, torch.float32)) for one in some]
+            for some in (output.heads, output.auxiliary)
+        )
         shares = self._shares(targets, heads[0])
         if self.distillation == "none":
             if teacher_logits is not None:
                 raise UsageError("A teacher's logits came, but distillation is 'none'. Use 'soft' or 'hard'.")
-            return torch.stack([self._from_targets(head, shares) for head in heads]).mean(0)
+            told = torch.stack([self._from_targets(head, shares) for head in heads]).mean(0)
+            return told + _AUXILIARY_WEIGHT * sum(self._from_targets(helper, shares) for helper in helpers)
         if teacher_logits is None or teacher_logits.shape != heads[0].shape:
             came = "none came" if teacher_logits is None else f"{tuple(teacher_logits.shape)} came"
             raise UsageError(f"Distillation needs the teacher's logits, {tuple(heads[0].shape)} as the student's; {came}.")
