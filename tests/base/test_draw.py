@@ -5,9 +5,10 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from vitral.base.draw import draw_bars, draw_heat
+from vitral.base import draw
+from vitral.base.draw import draw_bars, draw_boxes, draw_heat
 from vitral.errors import UsageError
 
 
@@ -117,3 +118,102 @@ def test_a_narrow_picture_stands_in_the_middle_and_long_labels_are_cut() -> None
     assert sheet.width == 360
     assert np.flatnonzero(green.all(0)).tolist() == list(range(130, 230))
     assert not (np.asarray(sheet)[640:, 353:] != 255).any()  # nothing runs over the margin
+
+
+PALETTE = {(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)}
+
+
+def found(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    numbers = np.random.default_rng(seed)
+    corner = numbers.random((count, 2)) * [width, height] * 0.8
+    return np.concatenate([corner, corner + (0.05 + numbers.random((count, 2))) * [width * 0.3, height * 0.3]], 1)
+
+
+def of_colour(drawn: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    return (np.asarray(drawn) == colour).all(-1)
+
+
+def test_lines_lie_on_the_edges_of_the_pixels_a_box_covers() -> None:
+    image = Image.new("RGB", (100, 80), (120, 120, 120))
+    drawn = draw_boxes(image, np.array([[10.0, 20.0, 60.0, 70.0]]), [("", 1.0)], [4])
+    assert (np.asarray(image) == 120).all()
+    blue = of_colour(drawn, (0, 114, 178))
+    assert drawn.size == image.size
+    assert blue[69, 10:60].all()
+    assert blue[40:69, 10].all()
+    assert blue[40:69, 59].all()
+    assert not blue[70:].any()
+    assert not blue[:, :10].any()
+    around = np.asarray(drawn)[50, [9, 11, 58, 60]]
+    assert (around == (24, 32, 46)).all()  # dark on both sides
+    assert (np.asarray(drawn)[45:60, 13:57] == 120).all()
+
+
+def test_lines_and_letters_grow_with_the_picture() -> None:
+    widths, heights = [], []
+    for scale in (1, 2, 4):
+        image = Image.new("RGB", (500 * scale, 500 * scale), (120, 120, 120))
+        drawn = draw_boxes(image, np.array([[100.0, 200.0, 300.0, 400.0]]) * scale, [("cat", 0.5)], [0])
+        orange = of_colour(drawn, (230, 159, 0))
+        widths.append(int(orange[350 * scale, : 200 * scale].sum()))
+        heights.append(int(orange[: 198 * scale, 100 * scale].sum()))
+    assert widths == [2, 4, 8]
+    assert heights[1] == pytest.approx(2 * heights[0], abs=3)
+    assert heights[2] == pytest.approx(4 * heights[0], abs=5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (90, 700), (40, 40), (8, 6), (1, 1)])
+def test_labels_stay_inside_and_apart_where_there_is_room(height: int, width: int) -> None:
+    image = Image.new("RGB", (width, height), (120, 120, 120))
+    pen, font = ImageDraw.Draw(image), draw._font(14)
+    boxes = found(9, height, width)
+    edges = [draw._pixels_of(box, image.size) for box in boxes.tolist()]
+    rows = [(f"label {place} " * (1 + place % 3), place / 9) for place in range(9)]
+    tags = list(draw._tags(pen, font, edges, rows, image.size))
+    assert len(tags) == 9
+    for (left, top, right, bottom), _ in tags:
+        assert 0 <= left <= right < width
+        assert 0 <= top <= bottom < height
+    if height == 480:
+        assert all(pen.textlength(text, font=font) <= right - left + 1 for (left, _, right, _), text in tags)
+        assert [text.split()[-1] for _, text in tags] == [f"{place / 9:.0%}" for place in range(9)]
+        covered = np.zeros((height, width), int)
+        for (left, top, right, bottom), _ in tags:
+            covered[top : bottom + 1, left : right + 1] += 1
+        assert covered.max() == 1
+    assert draw_boxes(image, boxes, rows, list(range(9))).size == (width, height)
+
+
+def test_colours_tell_classes_apart_and_letters_can_be_read_on_them() -> None:
+    image = Image.new("RGB", (900, 900), (120, 120, 120))
+    boxes = np.array([[120.0 * place, 500, 120.0 * place + 90, 700] for place in range(7)])
+    drawn = np.asarray(draw_boxes(image, boxes, [("x", 0.5)] * 7, list(range(7))))
+    lines = {tuple(drawn[650, int(box[0])].tolist()) for box in boxes}
+    assert lines == PALETTE
+    again = np.asarray(draw_boxes(image, boxes, [("x", 0.5)] * 7, list(range(7, 14))))
+    assert (again == drawn).all()
+
+    def luminance(colour: tuple[int, ...]) -> float:
+        levels = [level / 255 for level in colour]
+        linear = [level / 12.92 if level <= 0.03928 else ((level + 0.055) / 1.055) ** 2.4 for level in levels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for colour in PALETTE:
+        light, dark = sorted((luminance(colour), luminance(draw._readable_on(colour))), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) > 4.5  # WCAG 2.1, AA
+
+
+def test_boxes_beyond_the_picture_and_empty_ones_do_no_harm() -> None:
+    image = Image.new("RGB", (60, 50), (120, 120, 120))
+    boxes = np.array([[-40.0, -30, 90, 80], [70, 60, 80, 90], [20, 20, 20, 20], [-9, -9, -3, -3]])
+    drawn = draw_boxes(image, boxes, [("a\nb", 1.0)] * 4, [0, 1, 2, 3])
+    assert of_colour(drawn, (230, 159, 0))[30, [0, 59]].all()
+    assert (np.asarray(draw_boxes(image, np.zeros((0, 4)), [], [])) == 120).all()
+
+
+def test_boxes_that_cannot_be_drawn_are_said() -> None:
+    image = photograph()
+    with pytest.raises(UsageError, match="2 boxes, 1 rows and 2 kinds came"):
+        draw_boxes(image, np.zeros((2, 4)), [("a", 1.0)], [0, 1])
+    with pytest.raises(UsageError, match="boxes to draw are not all finite"):
+        draw_boxes(image, np.full((1, 4), np.nan), [("a", 1.0)], [0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from tests.checkpoints.folders import vit_folder
 from vitral.base.image import read_picture
 from vitral.checkpoints.load import load_model
-from vitral.checkpoints.preprocessing import evaluation, from_timm, from_transformers, to_timm, to_transformers
+from vitral.checkpoints.preprocessing import detection, evaluation, from_timm, from_transformers, to_timm, to_transformers
 from vitral.checkpoints.save import save_model
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
@@ -177,6 +178,90 @@ def test_a_size_that_is_not_understood_is_refused(key: str) -> None:
 def test_an_unknown_filter_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="Unknown interpolation 17"):
         from_transformers({"resample": 17}, "vit", (64, 64))
+
+
+# ---- transformers' detectors ----------------------------------------------------------------------------------------
+
+# name → (model type, processor, content of preprocessor_config.json)
+DETECTORS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "detr": (
+        "detr",
+        "Detr",
+        {"image_processor_type": "DetrImageProcessor", "size": {"shortest_edge": 80, "longest_edge": 133}},
+    ),
+    "detr, of before 2023": (
+        "detr",
+        "Detr",
+        {"feature_extractor_type": "DetrFeatureExtractor", "size": 80, "max_size": 133, "format": "coco_detection"},
+    ),
+    "detr, a number alone": ("detr", "Detr", {"image_processor_type": "DetrImageProcessor", "size": 60}),
+    "detr, other numbers": (
+        "detr",
+        "Detr",
+        {
+            "image_processor_type": "DetrImageProcessor",
+            "size": {"height": 65, "width": 80},
+            "image_mean": [0.5, 0.4, 0.3],
+            "resample": 3,
+            "do_pad": False,
+        },
+    ),
+    "detr, not resized": ("detr", "Detr", {"image_processor_type": "DetrImageProcessor", "do_resize": False}),
+    "deformable": (
+        "deformable_detr",
+        "DeformableDetr",
+        {"image_processor_type": "DeformableDetrImageProcessor", "size": {"shortest_edge": 80, "longest_edge": 133}},
+    ),
+    "yolos": (
+        "yolos",
+        "Yolos",
+        {"image_processor_type": "YolosImageProcessor", "size": {"shortest_edge": 80, "longest_edge": 133}},
+    ),
+    "rt-detr": (
+        "rt_detr",
+        "RTDetr",
+        {"image_processor_type": "RTDetrImageProcessor", "size": {"height": 96, "width": 96}, "do_normalize": False},
+    ),
+    "rt-detr, the usual": ("rt_detr", "RTDetr", {"image_processor_type": "RTDetrImageProcessor"}),
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("size", [(90, 131), (301, 180), (40, 167)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_detectors_see_pictures_as_in_transformers(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    model_type, processor, content = DETECTORS[name]
+    expected = theirs(described(tmp_path / "read", model_type, content), picture(*size))
+    preprocessing = from_transformers(content, model_type, (800, 1333))
+    assert preprocessing is not None
+    assert levels(preprocessing, ours(preprocessing, picture(*size)), expected) <= 1.01
+    written = to_transformers(preprocessing, processor)
+    after = theirs(described(tmp_path / "written", model_type, written), picture(*size))
+    assert levels(preprocessing, after, expected) <= 1.01
+    assert from_transformers(written, model_type, (800, 1333)) == preprocessing
+
+
+def test_a_detector_without_a_processor_is_read_as_usual() -> None:
+    usual = from_transformers({}, "detr", (800, 1333))
+    assert usual == replace(detection(), resizer="torch")
+    assert from_transformers({}, "yolos", (512, 864)) == replace(detection(multiple=16), resizer="torch")
+    square = from_transformers({}, "rt_detr", (320, 320))
+    assert square is not None
+    assert (square.resize, square.size, square.mean, square.scale) == ("exact", (640, 640), (0.0,) * 3, 1 / 255)
+    assert from_transformers({"pad_size": {"height": 9, "width": 9}}, "detr", (800, 1333)) is None
+
+
+def test_what_a_detectors_processor_cannot_state_is_refused() -> None:
+    limited = detection(80, 133)
+    with pytest.raises(UsageError, match="only the processors of detectors limit the longer side, here to 133"):
+        to_transformers(limited)
+    with pytest.raises(UsageError, match=r"DetrImageProcessor of transformers cannot state .* multiples of 16"):
+        to_transformers(replace(limited, multiple=16), "Detr")
+    with pytest.raises(UsageError, match="multiples of 1"):
+        to_transformers(limited, "Yolos")
+    with pytest.raises(UsageError, match=r"cuts \(9, 9\) and keeps the shape without a limit"):
+        to_transformers(evaluation((9, 9), resize=10), "Detr")
+    with pytest.raises(UsageError, match="timm's layout cannot state"):
+        to_timm(limited, 3)
 
 
 # ---- timm ----------------------------------------------------------------------------------------------------------

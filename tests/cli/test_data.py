@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from tests.data.annotated import coco
 from tests.data.trees import folder
 
 Vitral = Callable[..., Result]
@@ -81,3 +82,27 @@ def test_a_link_to_nothing_is_a_picture_that_cannot_be_read(vitral: Vitral, root
     assert done.exit_code == 1
     names = [Path(one["name"]).name for one in json.loads(done.stdout)["unreadable"]]
     assert {"gone.jpg", "round.jpg"} <= set(names)
+
+
+def test_pictures_with_boxes_are_told_by_splits_and_classes(vitral: Vitral, tmp_path: Path) -> None:
+    root = coco(tmp_path / "boxes")
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 0, ran.output
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    assert ["val", "2", "0", "3", "1", "2", "1", "0", "2"] in lines
+    assert ["airplane", "2"] in lines
+    assert "Nothing is wrong with pictures or annotations." in ran.stdout
+    told = json.loads(vitral("data", "check", root, "--json").stdout)
+    assert told["counts"]["val"]["objects"] == {"airplane": 2, "dog": 1}
+
+
+def test_bad_boxes_are_named(vitral: Vitral, tmp_path: Path) -> None:
+    one = {"image_id": 4, "category_id": 5, "bbox": [1, 1, 0, 2], "area": 4.0, "iscrowd": 0}
+    root = coco(tmp_path / "boxes", annotations=[one | {"id": number} for number in range(13)])
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 1
+    lines = ran.stdout.splitlines()
+    begin = lines.index("13 boxes have no area:")
+    assert "annotation 0 (b.jpg): Its box is 0 pixels wide" in lines[begin + 1]
+    assert lines[begin + 11] == "  … and 3 more"
+    assert "1 class has no object in val:" in lines

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
+from tests.pipelines.brightest import Brightest, painted
 from vitral.cli import folder as cli_folder
+from vitral.cli.predict import predict
 from vitral.cli.show import json_line, plain
+from vitral.errors import UsageError
 from vitral.models.output import EncoderOutput
-from vitral.pipelines.predictor import load
+from vitral.pipelines.predictor import Predictor, load
 
 Vitral = Callable[..., Result]
 
@@ -246,3 +249,60 @@ def test_what_strangers_wrote_cannot_steer_a_terminal() -> None:
     assert plain("a\x1b[2Jb\rc") == "a\ufffd[2Jb\ufffdc"
     assert json.loads(json_line({"name": "\udce9.png"})) == {"name": "\udce9.png"}
     assert json_line({"name": "é"}) == '{"name": "é"}'
+
+
+@pytest.fixture
+def detector(monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """A detector in place of whatever is asked for."""
+    found = Predictor(Brightest())
+    monkeypatch.setattr("vitral.cli.predict.load", lambda *_, **__: found)
+    return found
+
+
+def test_objects_are_a_table(vitral: Vitral, detector: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ran = vitral("predict", "2.png", "3.png", "nothing.png", "--model", "x")
+    assert ran.exit_code == 1
+    head, titles, *rows, other, none = ran.stdout.splitlines()
+    assert (head, other) == ("2.png  40 × 60", "3.png  33 × 90")
+    assert titles.split() == ["score", "left", "top", "right", "bottom"]
+    assert [row.split()[0] for row in rows] == ["light", "light"]
+    assert sorted(row.split()[2:] for row in rows) == [["0", "0", "30", "40"], ["30", "0", "60", "40"]]
+    assert len({len(row) for row in (titles, *rows)}) == 1
+    assert none == "  no object above the threshold"
+    assert ran.stderr.startswith("Error: nothing.png")
+
+
+def test_objects_are_drawn_into_a_folder(vitral: Vitral, detector: Predictor, tmp_path: Path) -> None:
+    lamps = painted(tmp_path)
+    ran = vitral("predict", *lamps[:2], lamps[0], "--model", "x", "--out", tmp_path / "out", "--json")
+    assert ran.exit_code == 0, ran.output
+    rows = lines_of((tmp_path / "out" / "predictions.jsonl").read_text("utf-8"))
+    assert [row.pop("file") for row in rows] == ["0.png", "1.png", "0-2.png"]
+    assert rows == lines_of(ran.stdout)
+    assert rows[0]["objects"][0]["box"] == [0, 0, 30, 40]
+    drawn = np.asarray(Image.open(tmp_path / "out" / "1.png"))
+    np.testing.assert_array_equal(drawn, np.asarray(detector(lamps[1]).draw()))
+    assert (drawn != np.asarray(Image.open(lamps[1]))).any()
+
+
+def test_a_threshold_is_for_detectors(
+    detector: Predictor,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lamp = str(painted(tmp_path)[2])
+    usual: dict[str, Any] = {"as_json": True, "out": None, "batch_size": 1, "workers": 0}
+    counts = []
+    for threshold, top_k in ((None, None), (0.3, None), (0.3, 1), (1.0, None)):
+        assert predict([lamp], "x", top_k=top_k, threshold=threshold, **usual) == 0
+        counts.append(len(lines_of(capsys.readouterr().out)[0]["objects"]))
+    assert counts == [2, 3, 1, 0]
+    monkeypatch.setattr("vitral.cli.predict.load", load)
+    with pytest.raises(UsageError, match="--threshold is for models that find objects"):
+        predict([lamp], str(checkpoint), top_k=None, threshold=0.3, **usual)
+    assert predict([lamp], str(checkpoint), top_k=None, **usual) == 0
+    assert len(lines_of(capsys.readouterr().out)[0]["classes"]) == 3

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from typer.testing import Result
 
 from tests.training.conftest import write_pictures
 from vitral.cli.train import options_from
+from vitral.data.objects import write_objects
+from vitral.data.synthetic import SyntheticScenes
 from vitral.errors import UsageError
 from vitral.recipes.catalogue import RECIPES
 
@@ -160,3 +163,76 @@ def test_words_become_options() -> None:
     }
     with pytest.raises(UsageError, match="stands alone"):
         options_from(["3"])
+
+
+# -- detectors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight drawn pictures to learn from and four to judge by, in YOLO's format."""
+    drawn = SyntheticScenes(count=8, size=(48, 64), shapes=("disc", "square"), number=(1, 3))
+    folder = tmp_path_factory.mktemp("sets") / "scenes"
+    write_objects({"train": drawn, "val": replace(drawn, count=4, seed=1)}, folder, format="yolo")
+    return folder
+
+
+def test_a_detector_from_the_command_line(vitral: Vitral, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ("--recipe", "synthetic_scenes", "--quick", "--batch-size", "4", "--out", out)
+    done = vitral("train", scenes, *words)
+    assert done.exit_code == 0, done.stderr
+    assert "rtdetr_r18 learns 2 classes from 8 pictures, judged by 4 others" in " ".join(done.stdout.split())
+    assert "held out: AP " in done.stdout
+    assert "The best model reaches AP " in done.stdout
+    told = json.loads((out / "recipe.json").read_text())["recipe"]
+    assert (told["task"], told["classes"], told["costs.l1"]) == ("detection", "varifocal", 5.0)
+    assert "Held-out average precision" in (out / "training.html").read_text()
+    assert "square" in (out / "evaluation.html").read_text()
+
+    again = vitral("train", "synthetic_scenes", "--data", scenes, "--task", "detection", *words[2:])
+    assert again.exit_code == 0, again.stderr
+    assert "held out: AP" not in again.stdout  # the same training, and there was nothing left to do
+
+    judged = vitral("evaluate", scenes, "--model", out / "best", "--split", "val", "--json", "--out", tmp_path / "answers")
+    assert judged.exit_code == 0, judged.stderr
+    numbers = json.loads(judged.stdout)
+    assert numbers["pictures"] == 4
+    assert json.loads((tmp_path / "answers/evaluation.json").read_text())["ap50"] == numbers["ap50"]
+    shown = vitral("evaluate", scenes, "--model", out / "best", "--split", "val")
+    assert "AP at IoU .75" in shown.stdout
+    assert "square" in shown.stdout
+
+
+def test_the_task_is_named_or_found(vitral: Vitral, scenes: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for words in (
+        ("detection", "--data", scenes, "--model", "vit_ti16"),
+        (scenes, "--model", "vit_ti16", "--task", "detection"),
+        (scenes, "--model", "vit_ti16"),
+    ):
+        done = vitral("train", *words, "--image-size", "32", "--out", out)
+        assert done.exit_code == 2
+        assert "A ViT finds no objects" in done.stderr
+        assert not (out / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("detectoin", "--data", "scenes"), "Unknown task or recipe 'detectoin'. Did you mean 'detection'"),
+        (("detection", "--data", "scenes", "--task", "classification"), "'detection' is one task, --task names another"),
+        (("scenes", "--task", "segmentation", "--model", "detr_r50"), "Unknown task 'segmentation'"),
+        (("scenes", "--recipe", "deit_s", "--task", "detection"), "The recipe deit_s is for classification"),
+        (("scenes", "--recipe", "bccd", "--l1-wieght", "3"), "Did you mean 'l1_weight'"),
+        (("scenes", "--recipe", "bccd", "--mixup", "0.8"), "Unknown option of a training 'mixup'"),
+        (("scenes", "--model", "rtdetr_r18", "--network.encoder.widht", "8"), "Did you mean 'width'"),
+    ],
+)
+def test_what_a_detectors_training_does_not_take(
+    words: tuple[str, ...], sentence: str, vitral: Vitral, tmp_path: Path
+) -> None:
+    done = vitral("train", *words, "--out", tmp_path / "run")
+    assert done.exit_code == 2
+    assert sentence in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import Tensor
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.models.yolos.image_processing_yolos import get_size_with_aspect_ratio_yolos
 
 from vitral.base.image import Picture, read_picture
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -243,6 +246,25 @@ def test_torchvision_resize_and_crop_of_any_sizes(seed: int) -> None:
     assert (ours.numpy() == np.asarray(functional.center_crop(image, list(crop))).transpose(2, 0, 1)).all()
 
 
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1000), st.integers(0, 1000))
+def test_a_longest_side_is_kept_as_transformers_does(height: int, width: int, shortest: int, more: int) -> None:
+    """The peers' own functions, which take sizes and need no picture."""
+    longest = shortest + more
+    kept = Preprocessing(resize="shortest_edge", size=(shortest, shortest), longest=longest)
+    assert kept._limited_size(height, width, longest) == get_size_with_aspect_ratio((height, width), shortest, longest)
+    sixteen = replace(kept, multiple=16)
+    assert sixteen._limited_size(height, width, longest) == get_size_with_aspect_ratio_yolos(
+        (height, width), shortest, longest
+    )
+
+
+@pytest.mark.parametrize(("size", "multiple"), [((1, 3000), 1), ((30, 1000), 16)])
+def test_a_picture_of_which_nothing_would_be_left_is_refused(size: tuple[int, int], multiple: int) -> None:
+    prepare = Preprocessing(resize="shortest_edge", size=(80, 80), longest=133, multiple=multiple)
+    with pytest.raises(PictureError, match="with a longer side of 133 pixels nothing would be left"):
+        prepare(read_picture(Image.new("RGB", size)))
+
+
 def test_grey_models_see_grey() -> None:
     from torchvision.transforms import functional
 
@@ -449,6 +471,11 @@ def unchecked(**fields: Any) -> None:
         ({"std": (0.5, 0.5, 0.0)}, "std and scale positive"),
         ({"mean": (0.5, 0.5, float("nan"))}, "must be finite"),
         ({"scale": 0.0}, "std and scale positive"),
+        ({"longest": 300}, "longest=300 of a Preprocessing goes with resize='shortest_edge'"),
+        ({"resize": "shortest_edge", "size": (9, 8), "longest": 10}, "one length for both sides"),
+        ({"resize": "shortest_edge", "longest": 223}, "longest side, 223 pixels, is shorter than the shortest, 224"),
+        ({"multiple": 16}, "multiple of a Preprocessing .* goes with longest; 16 came"),
+        ({"resize": "shortest_edge", "longest": 300, "multiple": 0}, "from 1, and goes with longest; 0 came"),
         ({"scale": float("inf")}, "must be finite"),
     ],
 )

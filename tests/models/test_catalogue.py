@@ -34,7 +34,11 @@ def test_every_entry_builds(name: str) -> None:
     assert model.config == CATALOGUE[name].config
     assert model.record.architecture == name
     assert model.record.labels == ()
-    assert model.record.preprocessing.input_size == model.config.image_size
+    prepared = model.record.preprocessing
+    if prepared.resize == "shortest_edge":  # detectors
+        assert (prepared.size[0], prepared.longest) == tuple(sorted(model.config.image_size))
+    else:
+        assert prepared.input_size == model.config.image_size
     assert model.training
     assert any(isinstance(model.config, family.config) for family in FAMILIES.values())
 

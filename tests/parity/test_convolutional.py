@@ -189,7 +189,9 @@ def test_torchvisions_googlenet_in_training(tmp_path: Path) -> None:
     ours = load_model(tmp_path / "googlenet.pth", architecture=named).train()
     pixels = pictures(75, 98, count=4)
     expected, out = theirs(pixels), ours(pixels)
-    for head, logits in zip((*out.heads, *out.auxiliary), (expected.logits, expected.aux_logits1, expected.aux_logits2), strict=True):
+    for head, logits in zip(
+        (*out.heads, *out.auxiliary), (expected.logits, expected.aux_logits1, expected.aux_logits2), strict=True
+    ):
         assert_same(head, logits)
     assert out.logits is out.heads[0]
 
@@ -402,3 +404,10 @@ def test_a_hostile_description_ends_in_a_sentence(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(text.replace(old, new))
         with pytest.raises(CheckpointError):
             load_model(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "timm", "transformers"])
+def test_a_deep_stem_is_not_written_as_a_plain_one(layout: str, tmp_path: Path) -> None:
+    model = create_model("resnet18d", num_classes=3, stem_width=8, stage_channels=(8, 16, 16, 16), depths=(1, 1, 1, 1))
+    with pytest.raises(UsageError, match=r"ResNet-D|first convolution of 8"):
+        save_model(model, tmp_path / "out", layout=layout)

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.conftest import write_pictures
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
+from vitral.data.objects import write_objects
+from vitral.data.synthetic import SyntheticScenes
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.catalogue import create_model
-from vitral.recipes.catalogue import RECIPES, opened, recipe_for, train
+from vitral.models.catalogue import CATALOGUE, create_model
+from vitral.recipes.catalogue import RECIPES, opened, recipe_for, task_of, train
+from vitral.tasks.detection.loss import DEFORMABLE_LOSS, DETR_LOSS, RTDETR_LOSS
+from vitral.training.optim import freeze
 from vitral.training.recipe import Recipe
+from vitral.training.start import model_for
 
 _OF_A_CHECKPOINT = ("cifar10_transfer", "finetune")
 
@@ -33,7 +39,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "digits"])
+DETECTORS = [name for name, function in RECIPES.items() if function().task == "detection"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "digits" and name not in DETECTORS])
 def test_a_recipe_goes_the_whole_way(name: str, pictures: Path, checkpoint: str, tmp_path: Path) -> None:
     model = checkpoint if name in _OF_A_CHECKPOINT else None
     options: dict[str, Any] = {"batch_size": 4, "epochs": 1} | ({"image_size": 64} if name == "scratch" else {})
@@ -43,6 +52,41 @@ def test_a_recipe_goes_the_whole_way(name: str, pictures: Path, checkpoint: str,
     assert len(trained.evaluation) == 9
     assert 0 < trained.epochs[-1].loss < 3
     assert load_model(tmp_path / "run/best").record.labels == ("green", "red", "violet")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight drawn pictures to learn from and four to judge by, in COCO's format."""
+    sets = {
+        "train": SyntheticScenes(count=8, size=(48, 64), shapes=("disc", "square")),
+        "val": SyntheticScenes(count=4, size=(48, 64), shapes=("disc", "square"), seed=1),
+    }
+    folder = tmp_path_factory.mktemp("sets") / "scenes"
+    write_objects(sets, folder, format="coco")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_model(model_for(RECIPES["rtdetr_coco"](quick=True), ("one", "other", "third")), folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_recipe_for_detectors_goes_the_whole_way(name: str, scenes: Path, detector: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 4, "image_size": 64}
+    if name == "scratch_detector":
+        options |= {f"network.{field}": value for field, value in RECIPES["bccd"](quick=True).network.items()}
+    model = detector if name == "finetune_detector" else None
+    trained = train(scenes, recipe=name, model=model, quick=True, out=tmp_path / "run", **options)
+    assert trained.steps == 2
+    assert len(trained.evaluation) == 4
+    assert 0 < trained.epochs[-1].loss < 100
+    told = load_model(tmp_path / "run/best").record
+    assert told.labels == ("disc", "square")
+    assert told.training is not None
+    assert told.training.ap == trained.evaluation.ap
 
 
 def test_digits_are_learnt() -> None:
@@ -75,6 +119,53 @@ def test_the_published_recipes_are_the_papers() -> None:
     vit = RECIPES["vit_s"]()
     assert (vit.epochs, vit.batch_size, vit.learning_rate, vit.clip, vit.augment.mixup) == (90, 1024, 1e-3, 1.0, 0.2)
     assert round(vit.warmup_epochs * 1_281_167 / 1024, -2) == 10_000
+
+
+def test_the_published_recipes_of_detectors_are_the_papers() -> None:
+    """DETR, Carion et al. 2020, appendix A.4; RT-DETR, Zhao et al. 2024, table A of the appendix."""
+    detr = RECIPES["detr_coco"]()
+    assert (detr.epochs, detr.batch_size, detr.learning_rate, detr.weight_decay) == (500, 64, 1e-4, 1e-4)
+    assert detr.learning_rate * detr.backbone_rate == pytest.approx(1e-5)
+    assert (detr.schedule, detr.drop_epochs, detr.drop_factor, detr.clip) == ("step", (400.0,), 0.1, 0.1)
+    real: Any = RECIPES["rtdetr_coco"]()
+    assert (real.epochs, real.batch_size, real.learning_rate, real.weight_decay) == (72, 16, 1e-4, 1e-4)
+    assert (real.backbone_rate, real.ema, real.clip, real.objective.classes) == (0.1, 0.9999, 0.1, "varifocal")
+
+
+@pytest.mark.parametrize("name", ["detr_coco", "rtdetr_coco"])
+def test_what_a_published_recipe_freezes_is_the_beginning_of_the_backbone(name: str) -> None:
+    """The stem of both, and of DETR the first stage."""
+    recipe: Any = RECIPES[name]()
+    with torch.device("meta"):
+        model = CATALOGUE[recipe.model].build(CATALOGUE[recipe.model].config)
+    freeze(model, recipe.frozen_depth)
+    frozen = {one for one, weight in model.named_parameters() if not weight.requires_grad}
+    first = {one for one in dict(model.named_parameters()) if one.startswith("backbone.stem")}
+    if name == "detr_coco":
+        stages = list(model.backbone.blocks[:3])
+        inside = {id(weight) for block in stages for weight in block.parameters()}
+        first |= {one for one, weight in model.named_parameters() if id(weight) in inside}
+    assert frozen == first
+
+
+def test_what_pictures_are_there_to_teach(scenes: Path, pictures: Path) -> None:
+    assert [task_of(one) for one in (scenes, "scenes", pictures, "digits")] == [
+        "detection", "detection", "classification", "classification",
+    ]  # fmt: skip
+    assert recipe_for(None, model="rtdetr_r18", task="detection").name == "scratch_detector"
+    with pytest.raises(UsageError, match=r"deit_s is for classification, not for detection. For detection there are: fine"):
+        train(scenes, recipe="deit_s", task="detection")
+
+
+def test_a_network_is_taught_by_its_papers_loss(detector: str) -> None:
+    losses = {
+        name: recipe_for("scratch_detector", model=name).objective
+        for name in ("rtdetrv2_r18", "detr_r50", "yolos_ti", "deformable_detr_r50")
+    }
+    assert losses == {
+        "rtdetrv2_r18": RTDETR_LOSS, "detr_r50": DETR_LOSS, "yolos_ti": DETR_LOSS, "deformable_detr_r50": DEFORMABLE_LOSS,
+    }  # fmt: skip
+    assert recipe_for("finetune_detector", model=detector).objective == RTDETR_LOSS
 
 
 def test_without_a_recipe_the_model_decides(checkpoint: str) -> None:

@@ -33,6 +33,7 @@ from vitral.errors import CheckpointError, PictureError, TrainingError, UsageErr
 from vitral.tasks.classification.loss import Objective
 from vitral.training import checkpoint
 from vitral.training.checkpoint import Checkpoints
+from vitral.training.classification import Classification
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.recipe import Recipe
@@ -70,8 +71,16 @@ EVERYTHING = replace(
 )
 
 
-def run(recipe: Recipe, pictures: PictureSet, **options: Any) -> Trained:
-    return fit(model_for(recipe, pictures.classes), pictures, recipe, **options)
+def run(
+    recipe: Recipe,
+    pictures: PictureSet,
+    *,
+    held_out: PictureSet | None = None,
+    teacher: Teacher | None = None,
+    **options: Any,
+) -> Trained:
+    subject = Classification(pictures, recipe, held_out, teacher)
+    return fit(model_for(recipe, pictures.classes), subject, recipe, **options)
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -136,6 +145,7 @@ def test_recomputed_blocks_give_the_same_bits(colours: PictureSet) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")  # what checks shapes cannot be compiled
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor needs a C++ compiler")
 def test_compiled_it_learns_the_same(colours: PictureSet) -> None:
     plain, compiled = run(SMALL, colours), run(replace(SMALL, compile=True), colours)
@@ -214,8 +224,8 @@ def test_a_distilled_pupil_learns_the_teachers_mind(colours: PictureSet) -> None
 
 def test_what_a_training_ends_with_is_told_in_a_line(colours: PictureSet) -> None:
     trained = run(replace(SMALL, epochs=1 / 3, warmup_epochs=0), colours, held_out=colours)
-    assert re.fullmatch(r"Trained\(vit_ti16: 1 steps in \d s, top-1 \d+\.\d% of 36 pictures\)", repr(trained))
-    assert repr(replace(trained, evaluation=None, stopped="SIGTERM")).endswith(" s, stopped by SIGTERM)")
+    assert re.fullmatch(r"Trained\(vit_ti16: 1 steps in \d s, top-1 \d+\.\d% loss \d\.\d+ on 36 pictures\)", repr(trained))
+    assert repr(replace(trained, judgement=None, stopped="SIGTERM")).endswith(" s, stopped by SIGTERM)")
 
 
 def test_the_callers_random_numbers_go_on(colours: PictureSet) -> None:

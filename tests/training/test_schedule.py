@@ -88,3 +88,24 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_misspelt_kind_is_told_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'cosine'"):
         Schedule(kind="cosinus", steps=10)  # type: ignore[arg-type]
+
+
+def test_falling_in_steps_is_the_one_of_torch() -> None:
+    peer = optimizer()
+    theirs = torch.optim.lr_scheduler.MultiStepLR(peer, milestones=[4, 9], gamma=0.3)
+    mine = Schedule(kind="step", steps=14, drops=(4, 9), drop_factor=0.3)
+    for step in range(14):
+        assert mine(step) == pytest.approx(peer.param_groups[0]["lr"])
+        peer.step()
+        theirs.step()
+
+
+def test_falling_in_steps_rises_first() -> None:
+    schedule = Schedule(kind="step", steps=10, warmup_steps=4, drops=(6,))
+    assert [schedule(step) for step in range(8)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("fields", [{"kind": "step"}, {"drops": (3,)}, {"kind": "step", "drops": (3,), "drop_factor": 0.0}])
+def test_steps_to_fall_at_belong_to_one_kind(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"Steps to fall at belong to schedule 'step'|drop_factor must be in"):
+        Schedule(steps=10, **fields)

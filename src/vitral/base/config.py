@@ -132,6 +132,8 @@ def value_of(kind: Any, given: Any, name: str) -> Any:
     """
     if kind is None:
         return _literally(given) if isinstance(given, str) else given
+    if is_dataclass(kind) and isinstance(given, cast(type, kind)):
+        return given
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if type(None) in args and (given is None or (isinstance(given, str) and given.casefold() == "none")):

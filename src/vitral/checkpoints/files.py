@@ -37,7 +37,7 @@ _WEIGHTS = (
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar")
 _TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
-_WRAPPERS = ("model", "state_dict", "teacher", "model_ema", "model_state", "student", "net", "module")
+_WRAPPERS = ("ema", "model", "state_dict", "teacher", "model_ema", "model_state", "student", "net", "module")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.module.")
 
 

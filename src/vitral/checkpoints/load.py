@@ -17,6 +17,10 @@ from vitral.checkpoints.convolutional import torchvision as convolutional_torchv
 from vitral.checkpoints.convolutional import transformers as convolutional_transformers
 from vitral.checkpoints.cvt import microsoft as cvt_microsoft
 from vitral.checkpoints.cvt import transformers as cvt_transformers
+from vitral.checkpoints.deformable_detr import fundamentalvision as deformable_detr_fundamentalvision
+from vitral.checkpoints.deformable_detr import transformers as deformable_detr_transformers
+from vitral.checkpoints.detr import facebook as detr_facebook
+from vitral.checkpoints.detr import transformers as detr_transformers
 from vitral.checkpoints.files import Files, open_files
 from vitral.checkpoints.hybrid import google as hybrid_google
 from vitral.checkpoints.hybrid import timm as hybrid_timm
@@ -27,6 +31,9 @@ from vitral.checkpoints.mixer import timm as mixer_timm
 from vitral.checkpoints.pvt import timm as pvt_timm
 from vitral.checkpoints.pvt import transformers as pvt_transformers
 from vitral.checkpoints.pvt import whai362 as pvt_whai362
+from vitral.checkpoints.region import torchvision as region_torchvision
+from vitral.checkpoints.rtdetr import lyuwenyu as rtdetr_lyuwenyu
+from vitral.checkpoints.rtdetr import transformers as rtdetr_transformers
 from vitral.checkpoints.swin import microsoft as swin_microsoft
 from vitral.checkpoints.swin import timm as swin_timm
 from vitral.checkpoints.swin import torchvision as swin_torchvision
@@ -35,6 +42,8 @@ from vitral.checkpoints.table import fill
 from vitral.checkpoints.vit import google, timm, torchvision, transformers
 from vitral.checkpoints.xcit import facebook as xcit_facebook
 from vitral.checkpoints.xcit import timm as xcit_timm
+from vitral.checkpoints.yolos import hustvl as yolos_hustvl
+from vitral.checkpoints.yolos import transformers as yolos_transformers
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE, FAMILIES
 
@@ -43,6 +52,8 @@ __all__ = ["LAYOUTS", "load_model"]
 LAYOUTS: tuple[Layout, ...] = (
     native.LAYOUT,
     # Before the plain ViT, whose names are among theirs.
+    yolos_transformers.LAYOUT,
+    yolos_hustvl.LAYOUT,
     hybrid_transformers.LAYOUT,
     hybrid_timm.LAYOUT,
     hybrid_google.LAYOUT,
@@ -64,9 +75,16 @@ LAYOUTS: tuple[Layout, ...] = (
     xcit_facebook.LAYOUT,
     cvt_transformers.LAYOUT,
     cvt_microsoft.LAYOUT,
+    detr_transformers.LAYOUT,
+    detr_facebook.LAYOUT,
     convolutional_transformers.LAYOUT,
     *convolutional_timm.LAYOUTS,  # before torchvision, whose names they use
     *convolutional_torchvision.LAYOUTS,
+    *region_torchvision.LAYOUTS,
+    deformable_detr_transformers.LAYOUT,
+    deformable_detr_fundamentalvision.LAYOUT,
+    rtdetr_transformers.LAYOUT,
+    rtdetr_lyuwenyu.LAYOUT,
 )
 """Every layout we read, in the order they are tried."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from vitral.data.transforms import (
     IMAGENET_MEAN,
@@ -19,7 +19,17 @@ from vitral.data.transforms import (
 )
 from vitral.errors import CheckpointError, UnknownNameError, UsageError
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "evaluation", "from_timm", "from_transformers", "to_timm", "to_transformers"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "DetectorProcessor",
+    "detection",
+    "evaluation",
+    "from_timm",
+    "from_transformers",
+    "to_timm",
+    "to_transformers",
+]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -66,6 +76,25 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 }
 _PROCESSORS["CLIP"] = _PROCESSORS["Bit"]
 
+DetectorProcessor = Literal["Detr", "DeformableDetr", "Yolos", "RTDetr"]
+"""Detectors that have a processor of their own in transformers, which also makes objects of what they say."""
+
+_USUAL_LONGEST = 1333  # where a file of before 2023 gives a number for the shorter side alone
+_USUAL_MULTIPLE = 16  # of YOLOS, whatever its patches
+_DETR = {
+    "size": {"shortest_edge": 800, "longest_edge": _USUAL_LONGEST},
+    "resample": 2,
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+}
+_DETECTORS: dict[DetectorProcessor, dict[str, Any]] = {
+    "Detr": _DETR,
+    "DeformableDetr": _DETR,
+    "Yolos": _DETR,
+    "RTDetr": {**_DETR, "size": {"height": 640, "width": 640}, "do_normalize": False},
+}
+_PROCESSORS |= cast(dict[str, dict[str, Any]], _DETECTORS)
+
 # Model type → processor, for a checkpoint without a preprocessor_config.json.
 _FAMILIES = {
     "deit": "DeiT",
@@ -74,6 +103,11 @@ _FAMILIES = {
     "dinov2": "Bit",
     "dinov2_with_registers": "Bit",
     "dinov3_vit": "DINOv3ViT",
+    "detr": "Detr",
+    "deformable_detr": "DeformableDetr",
+    "yolos": "Yolos",
+    "rt_detr": "RTDetr",
+    "rt_detr_v2": "RTDetr",
 }
 # Steps that other processors take and these do not; a file that asks for one is not read as if it did not.
 _OTHER_STEPS = ("do_pad", "crop_pct", "do_flip_channel_order", "offset", "size_divisor", "do_thumbnail")
@@ -105,6 +139,25 @@ def evaluation(
     )
 
 
+def detection(shortest: int = 800, longest: int = _USUAL_LONGEST, *, multiple: int = 1) -> Preprocessing:
+    """The usual preparation for a detector: the shorter side to `shortest` unless the longer one came to be too long.
+
+    Args:
+        shortest: pixels of the shorter side.
+        longest: pixels that the longer side must not exceed.
+        multiple: pixels of which both sides are made a multiple, by leaving out the rest.
+    """
+    return Preprocessing(
+        resize="shortest_edge",
+        size=(shortest, shortest),
+        longest=longest,
+        multiple=multiple,
+        interpolation="bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
 def from_transformers(processor: dict[str, Any], model_type: str, image_size: tuple[int, int]) -> Preprocessing | None:
     """Read a preprocessor_config.json.
 
@@ -118,9 +171,13 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
     """
     named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
     family = re.sub(r"(ImageProcessor|FeatureExtractor).*", "", named) or _FAMILIES.get(model_type, "ViT")
-    if family not in _PROCESSORS or any(processor.get(step) for step in _OTHER_STEPS):
+    # Detectors fill batches up, which is no matter of one picture, unless to a size that is always the same.
+    others = ("pad_size", *_OTHER_STEPS[1:]) if family in _DETECTORS else _OTHER_STEPS
+    if family not in _PROCESSORS or any(processor.get(step) for step in others):
         return None
     told = {**_PROCESSORS[family], **{key: value for key, value in processor.items() if value is not None}}
+    if family in _DETECTORS:
+        return _for_detector(told, family, image_size)
     if not processor:
         told["size"] = told["crop_size"] = {"height": image_size[0], "width": image_size[1]}
     edge = told["size"]
@@ -128,23 +185,62 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
         edge = {"shortest_edge": edge}  # what a bare number means depends on the processor
     resize, size = _size(edge) if told.get("do_resize", True) else ("none", image_size)
     crop = _size(told.get("crop_size", told["size"]))[1] if told.get("do_center_crop", False) else None
-    normalise, rescale = told.get("do_normalize", True), told.get("do_rescale", True)
-    mean, std = _channels(told["image_mean"]), _channels(told["image_std"])
     return Preprocessing(
         resize=cast(Any, resize),
         size=size,
         crop=crop,
-        interpolation=_interpolation(told.get("resample", 2)),
         # transformers' processors work on tensors wherever torchvision is installed; DINOv3's scales before it resizes.
         resizer="torch_float" if family == "DINOv3ViT" else "torch",
-        mean=mean if normalise else (0.0,) * len(mean),
-        std=std if normalise else (1.0,) * len(std),
-        scale=float(told.get("rescale_factor", 1 / 255)) if rescale else 1.0,
+        **_values(told),
     )
 
 
-def to_transformers(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The preprocessor_config.json of a processor of transformers that does the same."""
+def _for_detector(told: dict[str, Any], family: str, image_size: tuple[int, int]) -> Preprocessing:
+    """What a detector's processor does, all of whose entries are known."""
+    size: Any = told["size"]
+    if isinstance(size, int | float):
+        size = {"shortest_edge": size, "longest_edge": told.get("max_size", _USUAL_LONGEST)}
+    resize, edge = _size(size) if told.get("do_resize", True) else ("none", image_size)
+    longest = size.get("longest_edge") if resize == "shortest_edge" else None
+    return Preprocessing(
+        resize=cast(Any, resize),
+        size=edge,
+        longest=None if longest is None else int(longest),
+        multiple=_USUAL_MULTIPLE if longest is not None and family == "Yolos" else 1,
+        resizer="torch",
+        **_values(told),
+    )
+
+
+def _values(told: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Preprocessing that say what becomes of a pixel's values."""
+    normalise, rescale = told.get("do_normalize", True), told.get("do_rescale", True)
+    mean, std = _channels(told["image_mean"]), _channels(told["image_std"])
+    return {
+        "interpolation": _interpolation(told.get("resample", 2)),
+        "mean": mean if normalise else (0.0,) * len(mean),
+        "std": std if normalise else (1.0,) * len(std),
+        "scale": float(told.get("rescale_factor", 1 / 255)) if rescale else 1.0,
+    }
+
+
+def to_transformers(preprocessing: Preprocessing, detector: DetectorProcessor | None = None) -> dict[str, Any]:
+    """The preprocessor_config.json of a processor of transformers that does the same.
+
+    Args:
+        preprocessing: how pictures are prepared.
+        detector: the kind of detector that needs a processor of its own; None for other networks.
+
+    Raises:
+        UsageError: transformers has no processor that would do so.
+    """
+    if detector is not None:
+        return _of_detector(preprocessing, detector)
+    if preprocessing.longest is not None:
+        raise UsageError(
+            "In transformers only the processors of detectors limit the longer side, here to "
+            f"{preprocessing.longest} pixels. Use layout='vitral'."
+        )
     kind = {"shortest_edge": "BitImageProcessor", "exact": "DeiTImageProcessor", "none": "DeiTImageProcessor"}[
         preprocessing.resize
     ]
@@ -168,6 +264,40 @@ def to_transformers(preprocessing: Preprocessing) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
+    }
+
+
+def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> dict[str, Any]:
+    height, width = preprocessing.size
+    limited = preprocessing.longest is not None
+    wrong = {
+        f"cuts {preprocessing.crop}": preprocessing.crop is not None,
+        "keeps the shape without a limit for the longer side": preprocessing.resize == "shortest_edge" and not limited,
+        f"makes sides multiples of {preprocessing.multiple}": limited
+        and preprocessing.multiple != (_USUAL_MULTIPLE if detector == "Yolos" else 1),
+    }
+    found = [what for what, present in wrong.items() if present]
+    if found:
+        raise UsageError(
+            f"The {detector}ImageProcessor of transformers cannot state a preprocessing that {' and '.join(found)}. Use "
+            "layout='vitral'."
+        )
+    raw = set(preprocessing.mean) == {0.0} and set(preprocessing.std) == {1.0}
+    size = (
+        {"shortest_edge": height, "longest_edge": preprocessing.longest} if limited else {"height": height, "width": width}
+    )
+    return {
+        "image_processor_type": f"{detector}ImageProcessor",
+        "format": "coco_detection",
+        "do_resize": preprocessing.resize != "none",
+        "size": size,
+        "resample": next(number for number, name in _RESAMPLE.items() if name == preprocessing.interpolation),
+        "do_rescale": True,
+        "rescale_factor": preprocessing.scale,
+        "do_normalize": not raw,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_pad": detector != "RTDetr",
     }
 
 
@@ -204,7 +334,8 @@ def to_timm(preprocessing: Preprocessing, channels: int) -> dict[str, Any]:
     crop, size = preprocessing.crop or preprocessing.size, preprocessing.size
     # timm divides and rounds down again; half a pixel more keeps the quotient from falling just short.
     ratio = 1.0 if crop == size else crop[0] / (size[0] + 0.5)
-    if preprocessing.resize == "none" or (math.floor(crop[0] / ratio), math.floor(crop[1] / ratio)) != size:
+    kept = (math.floor(crop[0] / ratio), math.floor(crop[1] / ratio)) == size
+    if preprocessing.resize == "none" or preprocessing.longest is not None or not kept:
         raise UsageError(
             f"timm's layout cannot state a preprocessing that resizes to {size} ({preprocessing.resize}) and cuts {crop}. "
             "Use layout='vitral' or 'transformers'."

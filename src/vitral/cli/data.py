@@ -1,7 +1,8 @@
-"""`vitral data`: what is in a set of labelled pictures, and what is wrong with it."""
+"""`vitral data`: what is in a set of labelled or annotated pictures, and what is wrong with it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -12,41 +13,68 @@ from rich.text import Text
 
 from vitral.cli.show import json_line, picture_bar, plain
 from vitral.data.check import DataReport, Range, Sample, check
+from vitral.data.manifest import MANIFEST_SUFFIXES
+from vitral.data.object_check import ObjectReport, check_objects
+from vitral.data.objects import ObjectFormat, object_formats
 from vitral.data.tree import WHOLE
+from vitral.errors import UsageError
 
 __all__ = ["check_data"]
 
 _MOST = 10  # names of one kind
 
 
-def check_data(path: str, *, as_json: bool, workers: int | None = None) -> int:
+def check_data(path: str, *, as_json: bool, workers: int | None = None, format: ObjectFormat | None = None) -> int:
     """Read every picture of a source, and show what was found on stdout, as JSON if so wished.
 
     Args:
-        path: a source; see `vitral.data.splits.all_splits`.
+        path: a source; see `vitral.data.splits.all_splits`, and `vitral.data.objects.read_objects` for pictures with boxes.
         as_json: whether stdout receives one line of JSON instead of a table and sentences.
         workers: threads that read; one per processor, up to 8, unless told.
+        format: how the annotations of boxes lie, where a source has them in several formats.
 
     Returns:
-        How many pictures could not be read.
+        How many pictures could not be read; where there are boxes, how much is wrong altogether.
 
     Raises:
         UsageError: the source cannot be understood.
     """
     errors = Console(stderr=True, highlight=False)
+    annotated = format is not None or _holds_objects(path)
     with picture_bar(errors) as progress:
         bar = progress.add_task("pictures", total=None)
-        report = check(
-            path, workers=workers, on_progress=lambda done, total: progress.update(bar, completed=done, total=total)
-        )
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        report: DataReport | ObjectReport
+        if annotated:
+            report = check_objects(path, format=format, workers=workers, on_progress=advance)
+        else:
+            report = check(path, workers=workers, on_progress=advance)
     if as_json:
         sys.stdout.write(json_line(report.to_dict()) + "\n")
     else:
         answers = Console(highlight=False)
-        answers.print(_table(report))
-        answers.print(Text("\n").join(_sentences(report)), soft_wrap=True)
+        for table in _object_tables(report) if isinstance(report, ObjectReport) else [_table(report)]:
+            answers.print(table)
+        told = _object_sentences(report) if isinstance(report, ObjectReport) else _sentences(report)
+        answers.print(Text("\n").join(told), soft_wrap=True)
     sys.stdout.flush()
-    return len(report.unreadable)
+    return len(report.problems) if isinstance(report, ObjectReport) else len(report.unreadable)
+
+
+def _holds_objects(path: str) -> bool:
+    """Whether a source has annotated objects; one that cannot be looked into has none, and is complained of elsewhere."""
+    if path == "digits" or path.lower().endswith(MANIFEST_SUFFIXES) or not os.path.exists(os.path.expanduser(path)):  # noqa: PTH110, PTH111
+        return False
+    try:
+        return bool(object_formats(path))
+    except UsageError:
+        return False
+
+
+# -- pictures with one class each -----------------------------------------------------------------------------------------
 
 
 def _table(report: DataReport) -> Table:
@@ -105,6 +133,70 @@ def _sentences(report: DataReport) -> Iterator[Text]:
     if report.modes.keys() - {"RGB"}:
         stored = ", ".join(f"{mode} ({count:,})" for mode, count in report.modes.items())
         yield Text(f"They are stored as {stored}, and read as RGB.")
+
+
+# -- pictures with objects ------------------------------------------------------------------------------------------------
+
+_SENTENCES = {
+    "malformed": ("annotation is malformed", "annotations are malformed"),
+    "unknown class": ("annotation is of an unknown class", "annotations are of unknown classes"),
+    "empty": ("box has no area", "boxes have no area"),
+    "outside": ("box reaches out of its picture", "boxes reach out of their pictures"),
+    "duplicate": ("thing is there twice", "things are there twice"),
+    "missing": ("file is missing", "files are missing"),
+    "unreadable": ("picture cannot be read", "pictures cannot be read"),
+    "size": ("picture has another size than its annotations say", "pictures have other sizes than their annotations say"),
+}
+
+
+def _object_tables(report: ObjectReport) -> Iterator[Table]:
+    """A row for each split, then one for each class."""
+    splits = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    splits.add_column("split", style="bold", no_wrap=True)
+    for title in ("pictures", "without", "objects", "crowds", "small", "medium", "large", "most"):
+        splits.add_column(title, justify="right", no_wrap=True)
+    for split, one in report.counts.items():
+        numbers = (one.pictures, one.empty, sum(one.objects), one.crowds, *one.sizes, one.most)
+        splits.add_row(Text(plain(split)), *(f"{number:,}" for number in numbers))
+    yield splits
+    classes = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    classes.add_column("class", style="bold", overflow="ellipsis", no_wrap=True)
+    for split in report.counts:
+        classes.add_column(plain(split), justify="right", no_wrap=True)
+    totals = [sum(one.objects[label] for one in report.counts.values()) for label in range(len(report.classes))]
+    ordered = sorted(range(len(totals)), key=lambda label: (-totals[label], label))
+    for label in ordered[:_MOST]:
+        classes.add_row(Text(plain(report.classes[label])), *(f"{one.objects[label]:,}" for one in report.counts.values()))
+    if len(ordered) > _MOST:
+        rest = (sum(one.objects[label] for label in ordered[_MOST:]) for one in report.counts.values())
+        classes.add_row(Text(f"{len(ordered) - _MOST:,} others", "bright_black"), *(f"{count:,}" for count in rest))
+    yield Table.grid()
+    yield classes
+
+
+def _object_sentences(report: ObjectReport) -> Iterator[Text]:
+    """What was found, the commonest things first."""
+    yield Text()
+    if not report.problems:
+        yield Text("Nothing is wrong with pictures or annotations.", "green")
+    for kind, count in report.kinds.items():
+        yield Text(f"{count:,} {_SENTENCES[kind][count > 1]}:", "red")
+        yield from _list(str(one) for one in report.problems if one.kind == kind)
+    for split in report.counts:
+        empty = report.without_objects(split)
+        if empty:
+            yield Text(f"{_classes(empty)} no object in {plain(split)}:", "yellow")
+            yield from _list(empty)
+    if report.leaks:
+        verb = "is" if len(report.leaks) == 1 else "are"
+        where = "in several splits, so that judging by one is judging by what was learned"
+        yield Text(f"{_pictures(report.leaks)} {verb} there {where}:", "yellow")
+        yield from _list(" = ".join(name for _, name in group[:3]) for group in report.leaks)
+    if report.heights is not None and report.widths is not None:
+        yield Text(f"Heights are {_range(report.heights)}, widths {_range(report.widths)}.")
+
+
+# -- words ----------------------------------------------------------------------------------------------------------------
 
 
 def _list(lines: Iterable[str]) -> Iterator[Text]:

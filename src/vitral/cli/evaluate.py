@@ -18,11 +18,13 @@ from rich.text import Text
 from vitral.base.device import resolve_device, resolve_dtype
 from vitral.base.disk import exchange, staging
 from vitral.checkpoints.load import load_model
+from vitral.cli.evaluate_objects import judge_detector
 from vitral.cli.folder import check_apart
 from vitral.cli.show import json_line, picture_bar, plain
 from vitral.data.pictures import BadPictures, PictureSet
 from vitral.data.splits import read_pictures
 from vitral.errors import UnknownNameError
+from vitral.recipes.catalogue import task_of
 from vitral.training.evaluate import Decoding, Evaluation
 from vitral.training.evaluate import evaluate as evaluate_model
 from vitral.training.report import MANY, evaluation_page
@@ -52,7 +54,7 @@ def evaluate(
     """Ask a model about every picture of a set, and say how good its answers are.
 
     Args:
-        data: labelled pictures; see `data.splits.read_pictures`.
+        data: labelled pictures, see `data.splits.read_pictures`; of annotated ones see `cli.evaluate_objects`.
         model: a checkpoint; see `checkpoints.load.load_model`.
         split: which part of the data; None where it has only one.
         batch_size: how many pictures the model sees at once.
@@ -78,6 +80,22 @@ def evaluate(
     check_apart(out, data)
     there = resolve_device(device)
     resolve_dtype(dtype)
+    if task_of(data) == "detection":
+        judge_detector(
+            data,
+            model,
+            split=split,
+            batch_size=batch_size,
+            device=there,
+            dtype=dtype,
+            workers=workers,
+            bad_pictures=bad_pictures,
+            decoding=decoding,
+            architecture=architecture,
+            as_json=as_json,
+            out=out,
+        )
+        return
     pictures = read_pictures(data, split)
     errors = Console(stderr=True, highlight=False)
     with errors.status("loading the model"):

@@ -18,6 +18,7 @@ from vitral.cli.show import json_line
 from vitral.errors import UsageError
 from vitral.pipelines.predictor import Failure
 from vitral.tasks.classification.result import Classification
+from vitral.tasks.detection.result import Detections
 from vitral.tasks.features import Features
 
 __all__ = ["ResultFolder", "check_apart", "check_folder", "safe_stem"]
@@ -108,7 +109,7 @@ class ResultFolder:
         return free
 
 
-def _drawing(result: Classification) -> bytes:
+def _drawing(result: Classification | Detections) -> bytes:
     memory = io.BytesIO()
     result.draw().save(memory, "PNG", compress_level=4)
     return memory.getvalue()
@@ -129,5 +130,6 @@ def _facts(result: Features) -> dict[str, Any]:
 _FORMS: dict[type, tuple[str, Callable[[Any], bytes], Callable[[Any], dict[str, Any]]]] = {
     Classification: (".png", _drawing, Classification.to_dict),
     Features: (".npz", _archive, _facts),
+    Detections: (".png", _drawing, Detections.to_dict),
 }
 """For each kind of result: the suffix of its file, the file's content, and its line in the list."""

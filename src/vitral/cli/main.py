@@ -13,7 +13,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
@@ -149,7 +149,12 @@ def predict(
             "--model", "-m", help="Checkpoint: a folder, a weights file or a Hub id (owner/name); else the one in the box."
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes to show, best first.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="How many to show, best first: 5 classes unless told, or all objects.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="For a detector: only objects it is surer of than this; 0.5.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per picture to stdout.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for drawings (or features) and predictions.jsonl.")
@@ -157,7 +162,10 @@ def predict(
     batch_size: _BatchSize = 8,
     device: _Device = None,
     task: Annotated[
-        str | None, typer.Option(help="image-classification or image-feature-extraction; what the model can do.")
+        str | None,
+        typer.Option(
+            help="image-classification, object-detection or image-feature-extraction; by default what the model can do."
+        ),
     ] = None,
     architecture: _Architecture = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
@@ -170,6 +178,7 @@ def predict(
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
     vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
     vitral predict holiday/ --model checkpoint/ --json | jq '.classes[0].label'
+    vitral predict street.jpg --model facebook/detr-resnet-50 --threshold 0.7 --out found
 
     Ends with code 1 if a picture could not be read; the others are answered for.
     """
@@ -179,6 +188,7 @@ def predict(
         files,
         model,
         top_k=top_k,
+        threshold=threshold,
         as_json=as_json,
         out=out,
         batch_size=batch_size,
@@ -253,7 +263,9 @@ def train(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Pictures: a folder with a folder per class, an archive, a manifest, or digits."
+            metavar="DATA",
+            help="Pictures: a folder with a folder per class, an archive, a manifest, or digits; or with objects marked in "
+            "them (COCO, Pascal VOC, YOLO), or scenes. With --data: a task or a recipe.",
         ),
     ],
     options: Annotated[
@@ -264,6 +276,8 @@ def train(
         typer.Option("--model", "-m", help="A checkpoint to fine-tune, or a network's name to train from nothing."),
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Which recipe (see `vitral recipes`).")] = None,
+    task: Annotated[str | None, typer.Option(help="classification or detection; what DATA is there to teach.")] = None,
+    source: Annotated[str | None, typer.Option("--data", help="The pictures, where a task or a recipe comes first.")] = None,
     out: Annotated[str, typer.Option("--out", "-o", help="Folder for all that is written; what is there goes on.")] = "run",
     held_out: Annotated[
         str | None, typer.Option(help="What to judge by: a path, or a share such as 0.1; by default the split DATA has.")
@@ -273,12 +287,14 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard as well.")] = False,
 ) -> None:
-    """Train a classifier on a folder of pictures.
+    """Train a classifier or a detector on a folder of pictures.
 
     \b
     vitral train photos/ --model facebook/deit-tiny-patch16-224 --held-out 0.1
     vitral train photos/ --model cct_7_7x2_224 --epochs 50 --learning-rate 1e-3
     vitral train cifar10/ --recipe cifar10_cct --out cifar
+    vitral train detection --data coco/ --model PekingU/rtdetr_r18vd
+    vitral train scenes --recipe synthetic_scenes
     accelerate launch -m vitral train imagenet/ --recipe deit_s
 
     Any option of a recipe can be given as --name value (`vitral recipes NAME`
@@ -298,6 +314,8 @@ def train(
             threads=threads,
             tensorboard=tensorboard,
             extra=options or [],
+            task=task,
+            source=source,
         )
     )
 
@@ -306,7 +324,11 @@ def train(
 def evaluate(
     data: Annotated[
         str,
-        typer.Argument(metavar="DATA", help="Pictures: a folder with one per class, an archive, a manifest, or digits."),
+        typer.Argument(
+            metavar="DATA",
+            help="Pictures: a folder with one per class, an archive, a manifest, or digits; or with objects marked in them "
+            "(COCO, Pascal VOC, YOLO).",
+        ),
     ],
     model: _Checkpoint,
     split: Annotated[str | None, typer.Option(help="train, val or test, where DATA has several.")] = None,
@@ -324,15 +346,17 @@ def evaluate(
     architecture: _Architecture = None,
     exact: _Exact = False,
 ) -> None:
-    """Say how good a classifier is on labelled pictures.
+    """Say how good a classifier is on labelled pictures, or a detector on annotated ones.
 
     \b
     vitral evaluate photos/ --model facebook/deit-tiny-patch16-224 --split val
     vitral evaluate photos/ --model checkpoint/ --out answers
     vitral evaluate digits --model demo/checkpoint --split test --json | jq .top1
+    vitral evaluate coco/ --model facebook/detr-resnet-50 --split val
 
     Tells top-1 and top-5 with their intervals, how well calibrated it is, every
-    class, and the commonest mistakes; --out leaves a page of it.
+    class, and the commonest mistakes; of a detector COCO's average precision.
+    --out leaves a page of it.
     """
     from vitral.cli.evaluate import evaluate as judge
 
@@ -458,6 +482,9 @@ def check_data(
     ],
     as_json: _AsJson = False,
     num_workers: Annotated[int | None, typer.Option(min=1, help="Threads that read; one per processor, up to 8.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="How boxes lie, where a source has them in several ways: coco, voc or yolo.")
+    ] = None,
 ) -> None:
     """Read every picture once and say what is wrong.
 
@@ -465,14 +492,16 @@ def check_data(
     vitral data check photos/                       photos/<class>/*.jpg, or photos/train/<class>/*.jpg
     vitral data check photos.tar.gz --json | jq .leaks
     vitral data check labels.csv                    columns file,label and perhaps split
+    vitral data check coco/                         annotations/instances_*.json; also VOC's and YOLO's
 
     Finds what cannot be read, odd sizes, classes without pictures, and pictures
-    that are there twice: in two splits, or under two labels.
-    Ends with code 1 if a picture cannot be read.
+    that are there twice: in two splits, or under two labels. Of boxes: what lies
+    outside, has no area, or is of no known class.
+    Ends with code 1 if a picture cannot be read, or an annotation is wrong.
     """
     from vitral.cli.data import check_data as look
 
-    raise typer.Exit(1 if look(path, as_json=as_json, workers=num_workers) else 0)
+    raise typer.Exit(1 if look(path, as_json=as_json, workers=num_workers, format=cast(Any, format)) else 0)
 
 
 @app.command()

@@ -16,16 +16,19 @@ from vitral.pipelines.sources import sources_of
 
 __all__ = ["predict"]
 
+_CLASSES = 5  # of a picture that are shown unless told otherwise
+
 
 def predict(
     files: Sequence[str],
     model: str | None,
     *,
-    top_k: int,
+    top_k: int | None,
     as_json: bool,
     out: Path | None,
     batch_size: int,
     workers: int | None,
+    threshold: float | None = None,
     **loading: Any,
 ) -> int:
     """Answer for every picture, in order.
@@ -33,28 +36,31 @@ def predict(
     Args:
         files: paths, folders, patterns, addresses.
         model: a checkpoint; see `checkpoints.load.load_model`. None for the one in the box.
-        top_k: how many classes of each picture to show and keep.
+        top_k: how many classes, or objects, of each picture to show and keep; None for 5 classes, or all objects.
         as_json: whether stdout receives JSON lines.
         out: a folder for drawings or features and the list of predictions; None for none.
         batch_size: how many pictures the model sees at once.
         workers: threads that read; see `pipelines.stream.overlapped`.
+        threshold: for a detector: only objects whose score is above it; None for 0.5.
         **loading: see `pipelines.predictor.load`.
 
     Returns:
         How many pictures could not be read.
+
+    Raises:
+        UsageError: a threshold for a model that finds no objects.
     """
     pictures = _pictures(files)
     readable = [picture for picture in pictures if not isinstance(picture, Failure)]
     if out is not None:
         check_folder(out, readable)
     predictor = load(BOXED if model is None else model, **loading)
-    classifies = predictor.task == "image-classification"
-    options: dict[str, Any] = {"top_k": top_k} if classifies else {}
+    options = _options(predictor, top_k, threshold)
     results = predictor.stream(
         readable,
         batch_size=batch_size,
         workers=workers,
-        keep_pictures=out is not None and classifies,
+        keep_pictures=out is not None and predictor.task != "image-feature-extraction",
         **options,
     )
     failed = 0
@@ -74,6 +80,15 @@ def predict(
     if out is not None and not as_json:
         screen.say(f"The results lie in {out}.")
     return failed
+
+
+def _options(predictor: Predictor, top_k: int | None, threshold: float | None) -> dict[str, Any]:
+    """What of the command's options the task has a use for."""
+    if predictor.task == "object-detection":
+        return {"top_k": top_k} | ({} if threshold is None else {"threshold": threshold})
+    if threshold is not None:
+        raise UsageError("--threshold is for models that find objects; this one does not. For its best classes: --top-k.")
+    return {"top_k": _CLASSES if top_k is None else top_k} if predictor.task == "image-classification" else {}
 
 
 def _pictures(files: Sequence[str]) -> list[Any]:

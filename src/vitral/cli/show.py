@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vitral.pipelines.predictor import Failure
 from vitral.tasks.classification.result import Classification
+from vitral.tasks.detection.result import Detections
 from vitral.tasks.features import Features
 
 __all__ = ["Screen", "json_line", "picture_bar", "plain"]
@@ -117,6 +118,20 @@ class Screen:
             f"pooled {len(result.pooled)} with norm {result.pooled.norm().item():.4g}"
         )
 
+    def objects(self, result: Detections) -> Iterator[Text]:
+        """The objects of a picture, best first, each with its box in pixels from the left and the top."""
+        yield self.heading(result.name, result.size)
+        if not len(result):
+            yield Text("  no object above the threshold", "bright_black")
+            return
+        width = min(self.label_width, max(8, *(Text(plain(label)).cell_len for label in result.labels)))
+        yield Text(f"  {'':<{width}}  {'score':>6}  {'left':>5}  {'top':>5}  {'right':>5}  {'bottom':>6}", "bright_black")
+        for label, score, box in zip(result.labels, result.scores.tolist(), result.boxes.tolist(), strict=True):
+            name = Text(plain(label), "bold")
+            name.truncate(width, overflow="ellipsis", pad=True)
+            left, top, right, bottom = (f"{edge:.0f}" for edge in box)
+            yield Text.assemble("  ", name, f"  {score:6.1%}  {left:>5}  {top:>5}  {right:>5}  {bottom:>6}")
+
     def _write(self, line: str) -> None:
         if self.answers is self.errors:
             self.errors.out(line, highlight=False)
@@ -135,6 +150,7 @@ def _bar(score: float) -> Text:
 _LINES: dict[type, Callable[[Screen, Any], Iterator[Text]]] = {
     Classification: Screen.bars,
     Features: Screen.features,
+    Detections: Screen.objects,
 }
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -18,14 +19,17 @@ from vitral.checkpoints.load import load_model
 from vitral.cli.folder import check_apart
 from vitral.data.splits import Splits
 from vitral.errors import UnknownNameError, UsageError
-from vitral.recipes.catalogue import RECIPES, opened, out_folder, recipe_for, train_on
+from vitral.recipes.catalogue import RECIPES, opened, out_folder, recipe_for, subject_of, task_of, train_on
 from vitral.training.board import Board
-from vitral.training.evaluate import Evaluation, evaluate
+from vitral.training.detection import Annotated
+from vitral.training.evaluate import Evaluation
+from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained
+from vitral.training.object_page import object_page
 from vitral.training.plan import Plan
 from vitral.training.processes import Processes
-from vitral.training.recipe import Recipe, options_of
+from vitral.training.recipe import Recipe, TaskName, options_of
 from vitral.training.report import training_page
 
 __all__ = ["Watched", "line_of", "list_recipes", "options_from", "train"]
@@ -60,23 +64,44 @@ def train(
     threads: int | None,
     tensorboard: bool,
     extra: Sequence[str],
+    task: str | None = None,
+    source: str | None = None,
 ) -> int:
     """Train, show how it goes, leave a page.
 
     Of several processes one speaks.
+
+    Args:
+        data: the pictures; where `source` gives them, the name of a task or of a recipe.
+        recipe: a recipe's name; None for the usual one.
+        model: what to start from.
+        out: folder for all that is written.
+        held_out: what to judge by.
+        quick: whether the recipe's quick form is taken.
+        device: where to compute.
+        threads: processor cores to compute on.
+        tensorboard: whether TensorBoard is told too.
+        extra: options of the recipe.
+        task: what is trained for; None for what the recipe or the pictures say.
+        source: the pictures.
 
     Returns:
         The exit code: 0, or that of the signal that asked it to stop.
     """
     if data.startswith("--"):
         raise UsageError("The pictures come first: vitral train photos/ --epochs 10")
+    if source is not None:
+        data, task, recipe = source, *_meant(data, task, recipe)
     if threads is not None:
         torch.set_num_threads(threads)
     out, first = out_folder(out), Processes.first_of_all()
     check_apart(out, data)
     console = Console(highlight=False, markup=False, quiet=not first)
-    chosen = recipe_for(recipe, model=model, quick=quick, **options_from(extra))
-    splits = opened(data, held_out)
+    known: Any = task or (task_of(data) if recipe is None else None)
+    if known is not None and known not in get_args(TaskName):
+        raise UnknownNameError("task", known, get_args(TaskName))
+    chosen = recipe_for(recipe, model=model, task=known, quick=quick, **options_from(extra))
+    splits = opened(data, held_out, task=chosen.task, bad_pictures=chosen.bad_pictures)
     console.print(_told(chosen, splits, out), soft_wrap=True)
     with Watched(console) as watched, Board(out / "tensorboard") if tensorboard and first else nullcontext() as board:
         trained = train_on(splits, chosen, out=out, device=device, watch=_both(watched, board))
@@ -91,7 +116,22 @@ def train(
     return 0
 
 
-def _told(recipe: Recipe, splits: Splits, out: Path) -> str:
+def _meant(word: str, task: str | None, recipe: str | None) -> tuple[str | None, str | None]:
+    """Task and recipe, where the first word names one of them and the pictures are an option.
+
+    Raises:
+        UnknownNameError: it names neither.
+        UsageError: it was said twice.
+    """
+    kind = "task" if word in get_args(TaskName) else "recipe"
+    if kind == "recipe" and word not in RECIPES:
+        raise UnknownNameError("task or recipe", word, (*get_args(TaskName), *RECIPES))
+    if (task if kind == "task" else recipe) not in (None, word):
+        raise UsageError(f"{word!r} is one {kind}, --{kind} names another. Say it once.")
+    return (word, recipe) if kind == "task" else (task, word)
+
+
+def _told(recipe: Recipe, splits: Splits | Annotated, out: Path) -> str:
     """What is about to happen, in a sentence or two."""
     judged = f", judged by {len(splits.held_out):,} others" if splits.held_out is not None else ""
     told = (
@@ -101,31 +141,36 @@ def _told(recipe: Recipe, splits: Splits, out: Path) -> str:
     return f"{told} {Plan.of(recipe, len(splits.train)).advice}".strip()
 
 
-def _finish(console: Console, out: Path, recipe: Recipe, splits: Splits, trained: Trained, device: str | int | None) -> None:
-    """The page, and what to do next."""
-    evaluation: Evaluation | None = None
+def _finish(
+    console: Console, out: Path, recipe: Recipe, splits: Splits | Annotated, trained: Trained, device: str | int | None
+) -> None:
+    """The pages, and what to do next."""
     kept = "best" if (out / "best/model.safetensors").is_file() else "last"  # users move things
-    if splits.held_out is not None:
-        evaluation = evaluate(
-            load_model(out / kept),
-            splits.held_out,
-            batch_size=recipe.batch_size,
-            device=resolve_device(device),
-            workers=default_workers(computing=1) if recipe.workers is None else recipe.workers,
-            bad_pictures=recipe.bad_pictures,
-        )
+    workers = default_workers(computing=1) if recipe.workers is None else recipe.workers
+    model: Any = load_model(out / kept)
+    judgement = subject_of(splits, recipe).judge(model, device=resolve_device(device), workers=workers)
+    found = None if judgement is None else judgement.details
+    classified = found if isinstance(found, Evaluation) else None
     rows = read(out / "journal.jsonl")
-    page = training_page(rows, evaluation, splits.held_out, options_of(recipe))
+    page = training_page(rows, classified, None if isinstance(splits, Annotated) else splits.held_out, options_of(recipe))
     write_whole(out / "training.html", page.encode())
-    if evaluation is not None:
-        low, high = evaluation.intervals()["top1"]
+    if isinstance(found, ObjectEvaluation) and isinstance(splits, Annotated):
+        write_whole(out / "evaluation.html", object_page(found, splits.held_out).encode())
+    after = f"after {trained.seconds / 60:.1f} minutes of training."
+    if classified is not None:
+        low, high = classified.intervals()["top1"]
         console.print(
-            f"The {kept} model names {evaluation.top1:.1%} of the pictures held out rightly "
-            f"(95 % interval {low:.1%} to {high:.1%}), after {trained.seconds / 60:.1f} minutes of training.",
+            f"The {kept} model names {classified.top1:.1%} of the pictures held out rightly "
+            f"(95 % interval {low:.1%} to {high:.1%}), {after}",
             soft_wrap=True,
         )
-    told = f"The curves:  {out / 'training.html'}\nThe model:   vitral predict photo.jpg --model {out / kept}"
-    console.print(told, soft_wrap=True)
+    elif judgement is not None:
+        reached = " ".join(judgement.line.split())
+        console.print(f"The {kept} model reaches {reached} on the pictures held out, {after}", soft_wrap=True)
+    told = f"The curves:  {out / 'training.html'}\n"
+    if classified is None and judgement is not None:
+        told += f"What it finds, and what not:  {out / 'evaluation.html'}\n"
+    console.print(f"{told}The model:   vitral predict photo.jpg --model {out / kept}", soft_wrap=True)
 
 
 def options_from(extra: Sequence[str]) -> dict[str, str]:
@@ -194,9 +239,7 @@ class Watched:
 
 def line_of(epoch: Epoch) -> str:
     """An epoch in a line."""
-    found = ""
-    if epoch.held_out is not None:
-        found = f"  held out: top-1 {epoch.held_out['top1']:6.1%}  loss {epoch.held_out['loss']:.3f}"
+    found = "" if epoch.line is None else f"  held out: {epoch.line}"
     skipped = f"  {epoch.skipped} unreadable pictures left out" if epoch.skipped else ""
     best = "  best so far" if epoch.best else ""
     minutes, seconds = divmod(round(epoch.seconds), 60)

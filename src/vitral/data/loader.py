@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ from vitral.data.augment.mixing import mix
 from vitral.data.pictures import BadPictures, PictureSet
 from vitral.errors import PictureError, UsageError
 
-__all__ = ["Batch", "Order", "Place", "Share", "batches"]
+__all__ = ["Batch", "Gathered", "Order", "Place", "Share", "batches", "gathered", "read_ahead"]
+
+_T = TypeVar("_T")
 
 
 class Place(NamedTuple):
@@ -73,6 +75,10 @@ class Order:
         pair, rest = divmod(position, 2 * self.repeats)
         turn, slot = divmod(2 * pair + rest % 2, self.count)
         return Place(int(_permutation(self.count, self.seed, turn)[slot]), turn, rest // 2)
+
+    def generator(self, place: Place) -> np.random.Generator:
+        """What everything that happens to a picture at a place is drawn from."""
+        return generator_of(self.seed, place.turn, 1, place.picture, place.repeat)
 
 
 @lru_cache(maxsize=3)  # the passes that a batch may touch
@@ -137,6 +143,97 @@ class Batch:
         return len(self.pixels)
 
 
+# -- what all kinds of batches share --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered(Generic[_T]):
+    """What was read for a piece of a batch.
+
+    Attributes:
+        samples: what became of each picture.
+        positions: where each stands in the row.
+        skipped: sentences about pictures that could not be read and are left out.
+    """
+
+    samples: list[_T]
+    positions: list[int]
+    skipped: tuple[str, ...]
+
+
+def gathered(
+    order: Order, positions: range, read: Callable[[Place], _T], bad_pictures: BadPictures
+) -> Gathered[_T] | PictureError:
+    """Read what stands at some positions.
+
+    Args:
+        order: the row.
+        positions: which.
+        read: makes a sample of what stands at a place; it may raise a `PictureError`.
+        bad_pictures: what that does.
+
+    Returns:
+        What was read; or the error that ends the reading, since an exception would lose its class on the way from a worker.
+    """
+    samples: list[_T] = []
+    there: list[int] = []
+    skipped: list[PictureError] = []
+    for position in positions:
+        try:
+            samples.append(read(order[position]))
+        except PictureError as error:
+            if bad_pictures == "refuse":
+                return error
+            skipped.append(error)
+            continue
+        there.append(position)
+    if not samples:
+        return PictureError(skipped[0].name, f"{skipped[0].reason} No picture of its part of the batch could be read.")
+    return Gathered(samples, there, tuple(map(str, skipped)))
+
+
+def read_ahead(
+    reader: Dataset[_T | PictureError], share: Share, *, steps: range, workers: int, pin_memory: bool
+) -> Iterator[list[_T]]:
+    """The batches of some steps, each in its pieces, read by any number of processes.
+
+    Args:
+        reader: positions → a piece of a batch, or the error that ends the reading. It travels to the workers whole.
+        share: which part of each batch is wanted.
+        steps: which steps; the first may be any.
+        workers: processes that read ahead; 0 to read when asked.
+        pin_memory: whether batches go to a GPU.
+
+    Raises:
+        PictureError: the one that the reader returned.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        reader,
+        sampler=[piece for step in steps for piece in share.positions(step)],
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_undisturbed,
+        pin_memory=pin_memory,
+    )
+    pieces: list[_T] = []
+    for one in loader:
+        if isinstance(one, PictureError):
+            raise one
+        pieces.append(one)
+        if len(pieces) == share.pieces:
+            yield pieces
+            pieces = []
+
+
+def _undisturbed(_: int) -> None:
+    """Leave it to the training what signals mean; a worker that died of one would take the last step's pictures along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+# -- batches of labelled pictures -----------------------------------------------------------------------------------------
+
+
 class _Reader(Dataset[Batch | PictureError]):
     """Positions → a batch. Travels to the workers whole."""
 
@@ -144,25 +241,15 @@ class _Reader(Dataset[Batch | PictureError]):
         self.pictures, self.order, self.prepare, self.bad_pictures = pictures, order, prepare, bad_pictures
 
     def __getitem__(self, positions: range) -> Batch | PictureError:
-        inputs: list[Tensor] = []
-        places: list[int] = []
-        skipped: list[PictureError] = []
-        for position in positions:
-            place = self.order[position]
-            try:
-                picture = self.pictures.read(place.picture)
-            except PictureError as error:
-                if self.bad_pictures == "refuse":
-                    return error  # an exception would lose its class on the way from a worker
-                skipped.append(error)
-                continue
-            inputs.append(self.prepare(picture, generator_of(self.order.seed, place.turn, 1, place.picture, place.repeat)))
-            places.append(position)
-        if not inputs:
-            return PictureError(skipped[0].name, f"{skipped[0].reason} No picture of its part of the batch could be read.")
-        pixels = torch.stack(inputs)
-        targets = torch.from_numpy(self.pictures.labels[[self.order[position].picture for position in places]])
-        return self._mixed(pixels, targets, places, tuple(map(str, skipped)))
+        def read(place: Place) -> Tensor:
+            return self.prepare(self.pictures.read(place.picture), self.order.generator(place))
+
+        found = gathered(self.order, positions, read, self.bad_pictures)
+        if isinstance(found, PictureError):
+            return found
+        pixels = torch.stack(found.samples)
+        targets = torch.from_numpy(self.pictures.labels[[self.order[position].picture for position in found.positions]])
+        return self._mixed(pixels, targets, found.positions, found.skipped)
 
     def _mixed(self, pixels: Tensor, targets: Tensor, places: Sequence[int], skipped: tuple[str, ...]) -> Batch:
         """Neighbours blended, where the augmentation says so; the generator is that of the pair's position."""
@@ -175,12 +262,6 @@ class _Reader(Dataset[Batch | PictureError]):
         generators = [generator_of(self.order.seed, places[row] // 2, 2) for row in paired[::2]]
         pixels[paired], shares[paired] = mix(pixels[paired], shares[paired], generators, augmentation)
         return Batch(pixels, shares, skipped)
-
-
-def _undisturbed(_: int) -> None:
-    """Leave it to the training what signals mean; a worker that died of one would take the last step's pictures along."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def batches(
@@ -210,20 +291,5 @@ def batches(
         PictureError: a picture cannot be read, and `bad_pictures` is "refuse", or none of a piece can.
     """
     order = Order(count=len(pictures.labels), seed=seed, repeats=prepare.augmentation.repeats)
-    pieces = [piece for step in steps for piece in share.positions(step)]
-    loader = DataLoader(
-        _Reader(pictures, order, prepare, bad_pictures),
-        sampler=pieces,
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=_undisturbed,
-        pin_memory=pin_memory,
-    )
-    gathered: list[Batch] = []
-    for one in loader:
-        if isinstance(one, PictureError):
-            raise one
-        gathered.append(one)
-        if len(gathered) == share.pieces:
-            yield gathered
-            gathered = []
+    reader = _Reader(pictures, order, prepare, bad_pictures)
+    return read_ahead(reader, share, steps=steps, workers=workers, pin_memory=pin_memory)

@@ -7,7 +7,9 @@ a Pillow image; PyTorch's is what transformers applies, since its processors wor
 The rules for sizes are copied with their roundings, because a crop moved by one pixel is a different input:
 
 - "shortest_edge" with a square size: torchvision.transforms.functional._compute_resized_output_size, which truncates;
-  with another size: timm.data.transforms.ResizeKeepRatio, which rounds.
+  with another size: timm.data.transforms.ResizeKeepRatio, which rounds. With a longest side, as detectors have it:
+  transformers.image_transforms.get_size_with_aspect_ratio, and YOLOS's variant of it, or what
+  torchvision.models.detection.transform.GeneralizedRCNNTransform does.
 - crops: transformers takes the floor of half the margin, torchvision and timm round it, halves to even.
 """
 
@@ -50,7 +52,7 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 Resize = Literal["exact", "shortest_edge", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropRounding = Literal["floor", "round"]
-Resizer = Literal["pillow", "torch", "torch_float"]
+Resizer = Literal["pillow", "torch", "torch_float", "torch_plain"]
 
 # What PyTorch resizes as Pillow would, antialiased; the other filters are always Pillow's.
 _SHARED_FILTERS = ("bilinear", "bicubic", "lanczos")
@@ -70,13 +72,17 @@ class Preprocessing:
     Args:
         resize: "exact" to `size` whatever the shape; "shortest_edge" keeps the shape and just covers `size`; "none".
         size: (height, width) to resize to, in pixels. Both are the edge's length where the published rule has one.
+        longest: where the longer side would become longer than this, in pixels, it becomes this, and the shorter one
+            follows; None for no limit. For "shortest_edge" with a square size.
+        multiple: what is left over of so many pixels at the end of either side is taken off it; with `longest` only.
         crop: (height, width) cut out of the middle, in pixels; black is added where the picture is smaller. None: no
             crop.
         crop_rounding: where an odd margin goes. "floor": the smaller half to the top and left, as transformers does;
             "round": halves go to the even neighbour, as torchvision and timm do. Margins to be added follow one rule in
             all of them: the smaller half to the top and left.
         interpolation: the filter, by Pillow's name for it.
-        resizer: whose implementation of it; "torch_float" does not round what it resized to whole levels.
+        resizer: whose implementation of it; "torch_float" does not round what it resized to whole levels, and "torch_plain",
+            of torchvision's detectors, does not antialias either, and rounds down the sides that `longest` allows.
         mean: per channel, in the units of the scaled pixels; three for RGB, one for a model that sees grey.
         std: per channel, likewise.
         scale: what 0..255 is multiplied with before normalising.
@@ -87,6 +93,8 @@ class Preprocessing:
 
     resize: Resize = "exact"
     size: tuple[int, int] = (224, 224)
+    longest: int | None = None
+    multiple: int = 1
     crop: tuple[int, int] | None = None
     crop_rounding: CropRounding = "floor"
     interpolation: Interpolation = "bilinear"
@@ -100,6 +108,21 @@ class Preprocessing:
         for field, pair in (("size", self.size), ("crop", self.crop or (1, 1))):
             if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
                 raise UsageError(f"{field} of a Preprocessing must be (height, width) in whole pixels, but is {pair!r}.")
+        if self.longest is not None and (self.resize != "shortest_edge" or self.size[0] != self.size[1]):
+            raise UsageError(
+                f"longest={self.longest} of a Preprocessing goes with resize='shortest_edge' and one length for both sides; "
+                f"resize={self.resize!r} and size={self.size} came."
+            )
+        if self.resizer == "torch_plain" and self.interpolation not in ("bilinear", "bicubic"):
+            raise UsageError(
+                f"resizer='torch_plain' goes with bilinear or bicubic interpolation; {self.interpolation} came."
+            )
+        if self.longest is not None and self.longest < self.size[0]:
+            raise UsageError(f"The longest side, {self.longest} pixels, is shorter than the shortest, {self.size[0]}.")
+        if self.multiple < 1 or (self.multiple > 1 and self.longest is None):
+            raise UsageError(
+                f"multiple of a Preprocessing is a number of pixels from 1, and goes with longest; {self.multiple} came."
+            )
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
             raise UsageError(
                 "mean and std of a Preprocessing must both have three values (RGB) or one (grey), but have "
@@ -123,7 +146,7 @@ class Preprocessing:
         Inputs then differ from those of the picture decoded whole, by 0.2 levels of 255 on average. Read it whole
         where the input must equal the peers' to the last bit.
         """
-        if self.resize == "none" or self.interpolation == "nearest":
+        if self.resize == "none" or self.interpolation == "nearest" or self.resizer == "torch_plain":
             return None
         return self.size[0] * _ENOUGH, self.size[1] * _ENOUGH
 
@@ -183,12 +206,20 @@ class Preprocessing:
             return height, width
         if self.resize == "exact":
             return self.size
-        if self.size[0] == self.size[1]:
+        if self.longest is not None:
+            resized = self._limited_size(height, width, self.longest)
+        elif self.size[0] == self.size[1]:
             long = int(self.size[0] * max(height, width) / min(height, width))
             resized = (self.size[0], long) if height <= width else (long, self.size[0])
         else:
             ratio = min(height / self.size[0], width / self.size[1])
             resized = round(height / ratio), round(width / ratio)
+        if not all(resized):
+            raise PictureError(
+                picture.name,
+                f"It is so long and thin ({height} x {width} pixels) that with a longer side of {self.longest} pixels "
+                "nothing would be left of the shorter one. Crop it first.",
+            )
         if resized[0] * resized[1] > MAX_PIXELS:
             raise PictureError(
                 picture.name,
@@ -196,6 +227,25 @@ class Preprocessing:
                 f"{resized[0]} x {resized[1]}. Crop it first.",
             )
         return resized
+
+    def _limited_size(self, height: int, width: int, longest: int) -> tuple[int, int]:
+        """(height, width) after resizing, as detectors have it: the shorter side first, unless the longer gets too long."""
+        short, long = min(height, width), max(height, width)
+        if self.resizer == "torch_plain":
+            scale = min(self.size[0] / short, longest / long)
+            return int(height * scale) // self.multiple * self.multiple, int(width * scale) // self.multiple * self.multiple
+        edge: float = self.size[0]
+        if long / short * edge > longest:
+            edge = longest * short / long  # not whole; the longer side follows from it as it is
+        whole = round(edge)
+        # YOLOS's rule does not ask a portrait whether it is of the right size already.
+        if short == whole and (height <= width or self.multiple == 1):
+            resized = height, width
+        elif width < height:
+            resized = int(edge * height / width), whole
+        else:
+            resized = whole, int(edge * width / height)
+        return resized[0] // self.multiple * self.multiple, resized[1] // self.multiple * self.multiple
 
     def _corner(self, length: int, crop: int) -> int:
         """Where along one side a crop begins; negative where black is added."""
@@ -214,9 +264,10 @@ class Preprocessing:
         pixels = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
         if pixels.shape[1:] == (height, width):
             return pixels
-        if self.resizer == "torch_float":
+        if self.resizer in ("torch_float", "torch_plain"):
             pixels = pixels.float()
-        sized = F.interpolate(pixels[None], (height, width), mode=self.interpolation, align_corners=False, antialias=True)
+        soft = self.resizer != "torch_plain"
+        sized = F.interpolate(pixels[None], (height, width), mode=self.interpolation, align_corners=False, antialias=soft)
         return sized[0]
 
 

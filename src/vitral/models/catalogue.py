@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_origin, get_type_hints
 
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 
 from vitral.base.config import value_of
 from vitral.base.numbers import as_integer
-from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.backbones import alexnet, cct, cvt, googlenet, hybrid, lstm, mixer, mlp, pvt, resnet, swin, vgg, vit, xcit
+from vitral.models.detection import deformable_detr, detr, faster_rcnn, fcos, retinanet, rtdetr, yolos
 from vitral.models.network import Network
 from vitral.models.record import Record
 
@@ -64,6 +64,18 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(resnet.ResNet, resnet.ResNetConfig, resnet.VARIANTS, resnet.PAPERS),
     "cvt": Family(cvt.CvT, cvt.CvTConfig, cvt.VARIANTS, cvt.PAPERS),
     "swin": Family(swin.Swin, swin.SwinConfig, swin.VARIANTS, swin.PAPERS),
+    "detr": Family(detr.DETR, detr.DETRConfig, detr.VARIANTS, detr.PAPERS),
+    "deformable_detr": Family(
+        deformable_detr.DeformableDETR,
+        deformable_detr.DeformableDETRConfig,
+        deformable_detr.VARIANTS,
+        deformable_detr.PAPERS,
+    ),
+    "yolos": Family(yolos.YOLOS, yolos.YOLOSConfig, yolos.VARIANTS, yolos.PAPERS),
+    "rtdetr": Family(rtdetr.RTDETR, rtdetr.RTDETRConfig, rtdetr.VARIANTS, rtdetr.PAPERS),
+    "faster_rcnn": Family(faster_rcnn.FasterRCNN, faster_rcnn.FasterRCNNConfig, faster_rcnn.VARIANTS, faster_rcnn.PAPERS),
+    "retinanet": Family(retinanet.RetinaNet, retinanet.RetinaNetConfig, retinanet.VARIANTS, retinanet.PAPERS),
+    "fcos": Family(fcos.FCOS, fcos.FCOSConfig, fcos.VARIANTS, fcos.PAPERS),
 }
 """Name → family. A new family adds its row here."""
 
@@ -108,14 +120,14 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     config = configured(entry.config, overrides)
     with enough_memory(entry.build, config):
         model = entry.build(config)
-    model.record = Record(architecture=name, preprocessing=_usual_preprocessing(model.config))
+    model.record = Record(architecture=name, preprocessing=model.usual_preprocessing())
     return model
 
 
 def configured(config: Any, overrides: Mapping[str, Any]) -> Any:
     """A configuration with some fields changed; see `base.config.value_of` for what a field takes.
 
-    One number for a size is a square.
+    One number for a size is a square; "backbone.depths" is a field of the configuration "backbone" within.
 
     Raises:
         UnknownNameError: no such field; the message names the nearest.
@@ -123,11 +135,18 @@ def configured(config: Any, overrides: Mapping[str, Any]) -> Any:
     """
     known, hints = [field.name for field in fields(config)], get_type_hints(type(config))
     changed: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
     for option, value in overrides.items():
-        if option not in known:
+        part, dot, within = option.partition(".")
+        if part not in known or (dot and not is_dataclass(getattr(config, part))):
             raise UnknownNameError(f"field of {type(config).__name__}", option, known)
+        if dot:
+            inner.setdefault(part, {})[within] = value
+            continue
         square = option.endswith("_size") and get_origin(hints[option]) is tuple and as_integer(value) is not None
         changed[option] = value_of(hints[option], (value, value) if square else value, option)  # image_size=384
+    for part, values in inner.items():
+        changed[part] = configured(changed.get(part, getattr(config, part)), values)
     return replace(config, **changed)
 
 
@@ -154,11 +173,3 @@ def enough_memory(build: Callable[[Any], nn.Module], config: Any) -> Iterator[No
             f"The weights of this network for pictures of {height} by {width} pixels need {needed / 2**30:,.1f} GiB of "
             "memory, which could not be had. Take a smaller image_size, or a smaller network."
         ) from error
-
-
-def _usual_preprocessing(config: Any) -> Preprocessing | None:
-    """The whole picture at the model's size in [−1, 1] (ViT paper's code), until a training says otherwise."""
-    if config.channels not in (1, 3):
-        return None
-    middle = (0.5,) * config.channels
-    return Preprocessing(resize="exact", size=config.image_size, interpolation="bilinear", mean=middle, std=middle)

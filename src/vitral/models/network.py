@@ -216,6 +216,16 @@ class Network(nn.Module, ABC):
         """The parameters that hang on the grid (positions, relative biases), carried to another grid, by name."""
         return {}
 
+    def usual_preprocessing(self) -> Preprocessing | None:
+        """How pictures are prepared until a training or a file says otherwise; None for channels that no picture has.
+
+        The whole picture at the network's size in [−1, 1], as the ViT paper's code does.
+        """
+        if self.config.channels not in (1, 3):
+            return None
+        middle = (0.5,) * self.config.channels
+        return Preprocessing(resize="exact", size=self.config.image_size, interpolation="bilinear", mean=middle, std=middle)
+
     @property
     def depth(self) -> int:
         """Number of blocks."""
@@ -291,6 +301,8 @@ class Network(nn.Module, ABC):
 
 def _for_size(preprocessing: Preprocessing, old: tuple[int, int], new: tuple[int, int]) -> Preprocessing:
     """The same preparation at another size: what is resized to and what is cut out keep their proportion."""
+    if preprocessing.longest is not None:  # the shorter side to one length, unless the longer one came to be too long
+        return replace(preprocessing, size=(min(new), min(new)), longest=max(new))
     before = preprocessing.input_size or old
     height, width = (max(1, round(side * to / of)) for side, of, to in zip(preprocessing.size, before, new, strict=True))
     return replace(preprocessing, size=(height, width), crop=None if preprocessing.crop is None else new)

@@ -132,7 +132,7 @@ class DenseOutput(NamedTuple):
         sizes: height and width of each picture in pixels, without what fills it up (b 2).
         coding: "corrections" of centre and size, or distances of the "edges" from the anchor's middle, in its sides.
         taught: how boxes are taught: by the distance of the offsets ("l1"), or the generalized IoU of the boxes ("giou").
-        centerness: how near to the middle of its object an anchor is said to be, as a logit (b q), where the network says so.
+        centerness: how near to the middle of its object an anchor says it is, as a logit (b q); where the network says it.
     """
 
     logits: Float[Tensor, "b q c"]

@@ -27,7 +27,8 @@ class Training:
         date: the day it was saved, as in 2026-11-21.
         judged_by: the pictures it was judged by; None where there were none.
         judged: how many of them.
-        top1: the share of them that it names rightly, in [0, 1].
+        top1: the share of them that it names rightly, in [0, 1]; of a classifier.
+        ap: its average precision over overlaps from .50 to .95, in [0, 1]; of a detector.
     """
 
     data: str
@@ -39,6 +40,7 @@ class Training:
     judged_by: str | None = None
     judged: int = 0
     top1: float | None = None
+    ap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Record:
     Attributes:
         architecture: a name for the network, of the catalogue where one fits, else of the publisher.
         layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google",
-            "shi-labs", "microsoft", "facebook", "whai362".
+            "shi-labs", "microsoft", "facebook", "whai362", "hustvl", "fundamentalvision", "lyuwenyu".
         source: the path or Hub id they were read from.
         preprocessing: how a picture becomes the model's input; None where nobody said.
         labels: the name of every class, in the order of the logits; empty where nobody said.

@@ -20,8 +20,15 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.pipelines.predictor import Failure, Predictor, load
 from vitral.pipelines.sources import sources_of
 from vitral.tasks.classification.result import ScoreFunction, check_top_k
+from vitral.tasks.detection.result import Options
 
-__all__ = ["ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "Pipeline", "pipeline"]
+__all__ = [
+    "ImageClassificationPipeline",
+    "ImageFeatureExtractionPipeline",
+    "ObjectDetectionPipeline",
+    "Pipeline",
+    "pipeline",
+]
 
 
 class Pipeline:
@@ -121,10 +128,34 @@ class ImageFeatureExtractionPipeline(Pipeline):
         return values if told["return_tensors"] else values.tolist()
 
 
+class ObjectDetectionPipeline(Pipeline):
+    """For each picture a list of {"score": …, "label": …, "box": {"xmin": …, "ymin": …, "xmax": …, "ymax": …}}, best first.
+
+    The edges of a box are whole pixels of the picture, cut off as transformers cuts them, and lie within it.
+
+    Options of a call: `threshold`: only objects whose score is above it, 0.5 unless told; `top_k`: how many at most, None
+    for as many as the network has queries.
+    """
+
+    options: ClassVar[dict[str, Any]] = Pipeline.options | {"threshold": 0.5, "top_k": None}
+
+    def decoding(self, told: dict[str, Any]) -> dict[str, Any]:
+        """The threshold and the number of objects."""
+        return vars(Options(threshold=told["threshold"], top_k=told["top_k"]))
+
+    def shaped(self, result: Any, told: dict[str, Any]) -> list[dict[str, Any]]:
+        """Scores, labels and boxes."""
+        edges = ("xmin", "ymin", "xmax", "ymax")
+        rows = zip(result.scores.tolist(), result.labels, result.boxes.astype(int).tolist(), strict=True)
+        return [{"score": score, "label": label, "box": dict(zip(edges, box, strict=True))} for score, label, box in rows]
+
+
 _PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassificationPipeline,
     "image-feature-extraction": ImageFeatureExtractionPipeline,
+    "object-detection": ObjectDetectionPipeline,
 }
+_EXAMPLES = {"object-detection": "facebook/detr-resnet-50"}
 _BUILDING = (
     *("image_processor", "feature_extractor", "device", "device_map", "dtype", "torch_dtype", "revision", "framework"),
     *("architecture", "num_classes", "decoding", "trust_remote_code", "use_fast"),
@@ -135,7 +166,7 @@ def pipeline(task: str | None = None, model: str | Path | nn.Module | None = Non
     """A pipeline for a task, with transformers' parameters and output.
 
     Args:
-        task: "image-classification" or "image-feature-extraction"; by default what the model can do.
+        task: "image-classification", "image-feature-extraction" or "object-detection"; by default what the model can do.
         model: a folder, a weights file, a Hub id, or a model of Vitral's; for "image-classification" by default the model
             in the box, which knows the ten classes of CIFAR-10 (see `checkpoints.box`).
         **options: of transformers': image_processor (a folder with a preprocessor_config.json, its content, or a
@@ -151,7 +182,9 @@ def pipeline(task: str | None = None, model: str | Path | nn.Module | None = Non
     if task is not None and task not in _PIPELINES:
         raise UnknownNameError("task", task, _PIPELINES)
     if model is None and task != "image-classification":
-        raise UsageError("Name a model: pipeline('image-classification', model='google/vit-base-patch16-224') or a path.")
+        known_by = _EXAMPLES.get(task or "", "google/vit-base-patch16-224")
+        example = task if task in _EXAMPLES else "image-classification"
+        raise UsageError(f"Name a model: pipeline({example!r}, model={known_by!r}) or a path.")
     kinds = [_PIPELINES[task]] if task else list(_PIPELINES.values())
     known = (*_BUILDING, *dict.fromkeys(name for kind in kinds for name in kind.options))
     for name in options:

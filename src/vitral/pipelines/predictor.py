@@ -54,18 +54,19 @@ class Predictor:
 
     Args:
         model: a model of Vitral's with a record; it is put into evaluation mode and moved to the device.
-        task: a key of `TASKS`; by default what the model can do (classification if it has classes, else features).
+        task: a key of `TASKS`; by default the first that the model can do (a backbone with classes classifies, one without
+            makes features, a detector finds objects).
         preprocessing: how pictures are prepared; by default as the model's record says.
         device: see `base.device.resolve_device`.
         dtype: the precision the model computes in: "float32", "bfloat16", "float16" or PyTorch's own.
         decoding: "fast" reads a large JPEG at a half, a quarter or an eighth of its size, at least five times what the model
             sees (pixels then differ by 0.2 of 255 levels on average); "exact" always reads it whole.
-        **options: passed to the task's decoding (`top_k`, `function`).
+        **options: passed to the task's decoding (`top_k`, `function`, `threshold`).
 
     Raises:
         UnknownNameError: no such task.
-        UsageError: an option's value is out of its range, the model has no classes but is to classify, or nobody said how
-            its pictures are prepared.
+        UsageError: an option's value is out of its range, the model cannot do the task, has no classes but is to classify,
+            or nobody said how its pictures are prepared.
     """
 
     def __init__(
@@ -85,16 +86,7 @@ class Predictor:
             )
         if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
             raise UsageError(f"preprocessing must be a Preprocessing; {preprocessing!r:.80} came.")
-        classes = cast(Any, model).config.num_classes
-        fitting = (name for name, one in TASKS.items() if classes or not one.needs_classes)
-        task = task or next(fitting)
-        if task not in TASKS:
-            raise UnknownNameError("task", task, TASKS)
-        if TASKS[task].needs_classes and not classes:
-            raise UsageError(
-                "The model has no classifier, so it cannot classify. Use the task 'image-feature-extraction', or load "
-                "it with num_classes=… and train the new classifier."
-            )
+        task = _task_of(cast(Any, model), task)
         if decoding not in ("fast", "exact"):
             raise UnknownNameError("decoding", decoding, ("fast", "exact"))
         self.task, self.options = task, TASKS[task].chosen(options)
@@ -201,6 +193,31 @@ class Predictor:
         return answers
 
 
+def _task_of(model: Any, task: str | None) -> str:
+    """The task that is asked for, if the model can do it, or else its first.
+
+    Raises:
+        UnknownNameError: no such task.
+        UsageError: the model cannot do it, or has no classes, without which it cannot.
+    """
+    if task is not None and task not in TASKS:
+        raise UnknownNameError("task", task, TASKS)
+    can = [name for name in model.tasks if name in TASKS]
+    if task is not None and task not in can:
+        raise UsageError(f"A {type(model).__name__} cannot do {task!r}; it can do {' or '.join(map(repr, model.tasks))}.")
+    fitting = [name for name in can if model.config.num_classes or not TASKS[name].needs_classes]
+    if task in fitting or (task is None and fitting):
+        return task or fitting[0]
+    if "image-feature-extraction" in fitting:
+        raise UsageError(
+            "The model has no classifier, so it cannot classify. Use the task 'image-feature-extraction', or load "
+            "it with num_classes=… and train the new classifier."
+        )
+    raise UsageError(
+        f"The {type(model).__name__} knows no classes, so it finds nothing. Load it with num_classes=… and train it."
+    )
+
+
 def _kept(picture: Any) -> Any:
     """A picture in memory as it is now: a camera's loop may write the next one into the same array while this one waits.
 
@@ -224,7 +241,7 @@ def load(
         source: a folder, a weights file, a Hub id, or a model of Vitral's.
         architecture: see `checkpoints.load.load_model`.
         num_classes: see `checkpoints.load.load_model`.
-        **options: see `Predictor`: task, preprocessing, device, dtype, decoding, top_k, function.
+        **options: see `Predictor`: task, preprocessing, device, dtype, decoding, top_k, function, threshold.
 
     Raises:
         CheckpointError: the checkpoint cannot be understood.

@@ -5,39 +5,91 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
+from vitral.checkpoints.load import load_model
+from vitral.data.objects import object_formats
+from vitral.data.pictures import BadPictures
 from vitral.data.splits import Splits, read_splits
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE
 from vitral.recipes.cifar10 import cifar10_cct, cifar10_cct_long, cifar10_transfer, cifar10_vit
+from vitral.recipes.detection import (
+    bccd,
+    detr_coco,
+    finetune_detector,
+    rtdetr_coco,
+    scratch_detector,
+    synthetic_scenes,
+)
 from vitral.recipes.digits import digits
 from vitral.recipes.imagenet import deit_s, vit_s
 from vitral.recipes.usual import finetune, scratch
+from vitral.training.classification import Classification
+from vitral.training.detection import SCENES, Annotated, Detection, read_annotated, usual_loss
 from vitral.training.loop import Epoch, Step, Trained, fit
-from vitral.training.recipe import Recipe, changed
-from vitral.training.start import model_for, teacher_for
+from vitral.training.recipe import Recipe, TaskName, changed
+from vitral.training.start import Teacher, model_for, teacher_for
 
-__all__ = ["RECIPES", "opened", "out_folder", "recipe_for", "train", "train_on"]
+__all__ = ["RECIPES", "opened", "out_folder", "recipe_for", "subject_of", "task_of", "train", "train_on"]
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     one.__name__: one
-    for one in (finetune, scratch, digits, cifar10_cct, cifar10_cct_long, cifar10_vit, cifar10_transfer, deit_s, vit_s)
+    for one in (
+        finetune,
+        scratch,
+        finetune_detector,
+        scratch_detector,
+        digits,
+        cifar10_cct,
+        cifar10_cct_long,
+        cifar10_vit,
+        cifar10_transfer,
+        deit_s,
+        vit_s,
+        synthetic_scenes,
+        bccd,
+        detr_coco,
+        rtdetr_coco,
+    )
 }
 """Name → recipe, the usual ones first."""
 
 
-def recipe_for(name: str | None, /, *, model: str | None = None, quick: bool = False, **options: Any) -> Recipe:
+def task_of(data: str | Path) -> TaskName:
+    """What pictures are there to teach: objects, where there are annotations of them, else classes.
+
+    Args:
+        data: see `opened`.
+    """
+    if str(data) == SCENES and not Path(data).exists():
+        return "detection"
+    try:
+        return "detection" if object_formats(data) else "classification"
+    except (UsageError, TypeError):  # whoever reads the pictures says better what is wrong with them
+        return "classification"
+
+
+def recipe_for(
+    name: str | None,
+    /,
+    *,
+    model: str | None = None,
+    task: TaskName | None = None,
+    quick: bool = False,
+    **options: Any,
+) -> Recipe:
     """A recipe by name, or the usual one for a model, with options changed.
 
     Args:
         name: a key of `RECIPES`; None for `scratch` where the model is a network of the catalogue, `finetune` where it is a
-            checkpoint.
+            checkpoint; `scratch_detector` and `finetune_detector` where the task is detection.
         model: what to start from instead of the recipe's own.
+        task: what is trained for; None for what the recipe is for, or classification.
         quick: the recipe's quick form.
         **options: see `training.recipe.changed`.
 
@@ -54,9 +106,15 @@ def recipe_for(name: str | None, /, *, model: str | None = None, quick: bool = F
                 f"fine-tune) or a recipe (--recipe {', '.join(RECIPES)})."
             )
         name = "scratch" if model in CATALOGUE else "finetune"
+        if task == "detection":
+            name = f"{name}_detector"
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
-    return _adapted(RECIPES[name](quick=quick), model, options)
+    recipe = RECIPES[name](quick=quick)
+    if task is not None and recipe.task != task:
+        fitting = ", ".join(one for one, function in RECIPES.items() if function().task == task)
+        raise UsageError(f"The recipe {name} is for {recipe.task}, not for {task}. For {task} there are: {fitting}.")
+    return _adapted(recipe, model, options)
 
 
 def _adapted(recipe: Recipe, model: str | None, options: Mapping[str, Any]) -> Recipe:
@@ -68,20 +126,47 @@ def _adapted(recipe: Recipe, model: str | None, options: Mapping[str, Any]) -> R
     if model in CATALOGUE:
         known = {one.name for one in fields(CATALOGUE[model].config)}
         for name in recipe.network:
-            if name not in known:
+            if name.split(".")[0] not in known:
                 raise UsageError(
                     f"The recipe {recipe.name} sets network.{name}, which {model} does not have: the recipe is for networks "
                     f"like {recipe.model}. Take another recipe for {model}, such as scratch."
                 )
+    if model is not None and recipe.task == "detection":
+        kind = CATALOGUE[model].build if model in CATALOGUE else _kind_of(model)
+        if kind is not None and recipe.model in CATALOGUE and kind is not CATALOGUE[recipe.model].build:
+            recipe = replace(recipe, objective=usual_loss(kind))
     return changed(recipe, options if model is None else {"model": model, **options})
 
 
-def opened(data: str | Path, held_out: str | Path | float | None = None) -> Splits:
-    """Pictures to train on and to judge by; see `data.splits.read_splits`.
+def _kind_of(model: str) -> Any:
+    """The class of a checkpoint's network; None for what is none, as the training itself will say."""
+    return type(load_model(model)) if Path(model).exists() or "/" in model else None
+
+
+@overload
+def opened(data: str | Path, held_out: str | Path | float | None = None) -> Splits: ...
+
+
+@overload
+def opened(
+    data: str | Path, held_out: str | Path | float | None = None, *, task: TaskName, bad_pictures: BadPictures = "refuse"
+) -> Splits | Annotated: ...
+
+
+def opened(
+    data: str | Path,
+    held_out: str | Path | float | None = None,
+    *,
+    task: TaskName = "classification",
+    bad_pictures: BadPictures = "refuse",
+) -> Splits | Annotated:
+    """Pictures to train on and to judge by; see `data.splits.read_splits` and `training.detection.read_annotated`.
 
     Args:
-        data: a path, or "digits".
+        data: a path, or "digits"; for detection "scenes".
         held_out: a path, or a share such as 0.1, also as text. (A folder of such a name is "./0.1".)
+        task: what they are to teach.
+        bad_pictures: what is done about annotations that something is wrong with.
 
     Raises:
         UsageError: they are no paths, or cannot be understood.
@@ -91,6 +176,8 @@ def opened(data: str | Path, held_out: str | Path | float | None = None) -> Spli
     if isinstance(held_out, str):
         with suppress(ValueError):
             held_out = float(held_out)
+    if task == "detection":
+        return read_annotated(data, held_out, bad_pictures=bad_pictures)
     return read_splits(data, held_out)
 
 
@@ -112,6 +199,7 @@ def train(
     *,
     recipe: str | Recipe | None = None,
     model: str | None = None,
+    task: TaskName | None = None,
     out: str | Path | None = None,
     held_out: str | Path | float | None = None,
     quick: bool = False,
@@ -119,12 +207,14 @@ def train(
     watch: Callable[[Step | Epoch], None] | None = None,
     **options: Any,
 ) -> Trained:
-    """Train a classifier on a folder of pictures.
+    """Train a classifier or a detector on a folder of pictures.
 
     Args:
-        data: a folder with one folder per class, an archive or a manifest of them; see `data.splits.read_splits`.
+        data: a folder with one folder per class, an archive or a manifest of them; see `data.splits.read_splits`. For
+            detection annotated pictures of COCO's, Pascal VOC's or YOLO's format; see `data.objects.read_objects`.
         recipe: a name of `RECIPES` or a recipe of your own; by default the usual one for the model.
         model: a network of the catalogue, or a checkpoint to fine-tune.
+        task: "classification" or "detection"; by default what the recipe is for, or what the pictures are there to teach.
         out: folder for checkpoints, journal and models; a training that is there goes on. None: nothing is written.
         held_out: pictures to be judged by: a path, or a share of the training pictures such as 0.1; by default the split
             that the data bring.
@@ -139,17 +229,19 @@ def train(
         TrainingError: the loss is not finite.
     """
     if not isinstance(recipe, Recipe):
-        chosen = recipe_for(recipe, model=model, quick=quick, **options)
+        meant = task or (task_of(data) if recipe is None else None)
+        chosen = recipe_for(recipe, model=model, task=meant, quick=quick, **options)
     elif quick:
         raise UsageError("quick=True is for recipes by name; a recipe of your own is as quick as you make it.")
     else:
-        chosen = _adapted(recipe, model, options)
+        chosen = _adapted(recipe, model, options if task is None else {"task": task, **options})
     folder = None if out is None else out_folder(out)
-    return train_on(opened(data, held_out), chosen, out=folder, device=device, watch=watch)
+    splits = opened(data, held_out, task=chosen.task, bad_pictures=chosen.bad_pictures)
+    return train_on(splits, chosen, out=folder, device=device, watch=watch)
 
 
 def train_on(
-    splits: Splits,
+    splits: Splits | Annotated,
     recipe: Recipe,
     *,
     out: Path | None = None,
@@ -157,11 +249,22 @@ def train_on(
     watch: Callable[[Step | Epoch], None] | None = None,
 ) -> Trained:
     """Train on pictures that are opened already; see `train`."""
+    model = model_for(recipe, splits.classes)
+    teacher = None if isinstance(splits, Annotated) else teacher_for(recipe, model, splits.train)
+    return fit(model, subject_of(splits, recipe, teacher), recipe, out=out, device=device, watch=watch)
+
+
+def subject_of(splits: Splits | Annotated, recipe: Recipe, teacher: Teacher | None = None) -> Classification | Detection:
+    """What a recipe trains for, on pictures that are opened already.
+
+    Raises:
+        UsageError: pictures that the recipe is not for, or of one class only.
+    """
+    if isinstance(splits, Annotated):
+        return Detection(splits.train, recipe, splits.held_out)
     if len(set(splits.train.labels.tolist())) < 2:
         raise UsageError(
             f"{splits.train.name} shows pictures of one class only; a classifier needs two or more. Give a folder with a "
             "folder for each class."
         )
-    model = model_for(recipe, splits.train.classes)
-    teacher = teacher_for(recipe, model, splits.train)
-    return fit(model, splits.train, recipe, held_out=splits.held_out, teacher=teacher, out=out, device=device, watch=watch)
+    return Classification(splits.train, recipe, splits.held_out, teacher)

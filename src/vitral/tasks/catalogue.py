@@ -9,6 +9,8 @@ from typing import Any
 from vitral.errors import UnknownNameError
 from vitral.tasks import features
 from vitral.tasks.classification import result as classification
+from vitral.tasks.detection import decode as detection
+from vitral.tasks.detection.result import Options as DetectionOptions
 
 __all__ = ["TASKS", "Task"]
 
@@ -20,7 +22,7 @@ class Task:
     Attributes:
         decode: from output, what was seen, the model's record and options to one result per picture.
         options: the frozen dataclass of its options, which checks their values.
-        needs_classes: whether the model must have a classifier.
+        needs_classes: whether the model must have classes.
     """
 
     decode: Callable[..., list[Any]]
@@ -44,5 +46,6 @@ class Task:
 TASKS: dict[str, Task] = {
     "image-classification": Task(decode=classification.decode, options=classification.Options, needs_classes=True),
     "image-feature-extraction": Task(decode=features.decode, options=features.Options, needs_classes=False),
+    "object-detection": Task(decode=detection.decode, options=DetectionOptions, needs_classes=True),
 }
-"""Name → task, in the order in which a model is offered to them."""
+"""Name → task. Which of them a model can do, and which it does unless told otherwise, `Network.tasks` says."""

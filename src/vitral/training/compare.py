@@ -19,7 +19,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +33,7 @@ from vitral.errors import UnknownNameError, UsageError, VitralError
 from vitral.models.catalogue import CATALOGUE, configured
 from vitral.models.network import Network
 from vitral.models.profile import Cost, profile
+from vitral.training.classification import Classification
 from vitral.training.footprint import network_of, peak_memory
 from vitral.training.loop import Epoch, Step, fit
 from vitral.training.plan import Plan
@@ -637,13 +637,13 @@ def learn(
     if splits.held_out is None:
         raise UsageError(f"{splits.train.name} holds no pictures out to judge by; say which, or what share.")
     own = replace(recipe, model=contender.model, network=dict(contender.fields), image_size=size)
-    train = partial(fit, pictures=splits.train, device=device)
     if seconds is not None:
         if real_number("seconds", seconds) <= 0:
             raise UsageError(f"seconds must be more than 0; {seconds!r} came.")
         own = _for_time(own, splits, seconds, device)
     own = replace(own, evaluate_every=own.epochs, save_every=own.epochs)
-    trained = train(model_for(own, splits.train.classes), recipe=own, held_out=splits.held_out, watch=watch)
+    subject = Classification(splits.train, own, splits.held_out)
+    trained = fit(model_for(own, splits.train.classes), subject, own, device=device, watch=watch)
     judged = trained.evaluation
     if judged is None:  # one process of several, which is not the one that judges
         raise UsageError("Comparing runs in one process; start it without accelerate.")
@@ -673,7 +673,8 @@ def _for_time(recipe: Recipe, splits: Splits, seconds: float, device: str | int 
 
     short = replace(recipe, epochs=_TRIED * recipe.batch_size / count, warmup_epochs=0.0)
     short = replace(short, evaluate_every=short.epochs, save_every=short.epochs)
-    fit(model_for(short, splits.train.classes), splits.train, short, device=device, watch=note)
+    subject = Classification(splits.train, short)
+    fit(model_for(short, splits.train.classes), subject, short, device=device, watch=note)
     steps = max(1, int(seconds / statistics.median(took[2:])))
     epochs = steps * recipe.batch_size / count
     return replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs / recipe.epochs, 1.0) * epochs)

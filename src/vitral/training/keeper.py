@@ -20,17 +20,26 @@ from typing import Any
 
 from vitral.base.disk import alone_in, write_whole
 from vitral.checkpoints.save import save_model
-from vitral.data.pictures import PictureSet
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.network import Network
 from vitral.training.checkpoint import Checkpoints, Saved
 from vitral.training.journal import Journal
 from vitral.training.recipe import Recipe, options_of
+from vitral.training.subject import Pictures
 
 __all__ = ["Keeper"]
 
 # What may differ when a training goes on: how it is computed and watched, and what becomes of broken pictures.
 _FREE = ("name", "workers", "bad_pictures", "save_every", "evaluate_every", "keep", "compile", "checkpointing")
+
+# Options that a folder may not know yet, for it was written before there were any: it was trained with these.
+_NEW = {
+    "task": "classification",
+    "backbone": None,
+    "backbone_rate": 1.0,
+    "drop_epochs": None,
+    "drop_factor": 0.1,
+}
 
 
 class Keeper:
@@ -48,7 +57,7 @@ class Keeper:
     """
 
     def __init__(
-        self, out: Path | None, recipe: Recipe, pictures: PictureSet, held_out: PictureSet | None, *, writes: bool = True
+        self, out: Path | None, recipe: Recipe, pictures: Pictures, held_out: Pictures | None, *, writes: bool = True
     ) -> None:
         self.out, self.writes = out, writes and out is not None
         self.checkpoints: Checkpoints | None = None
@@ -135,7 +144,7 @@ class Keeper:
             raise OSError(error.errno, told) from error
 
 
-def _named(pictures: PictureSet) -> dict[str, str]:
+def _named(pictures: Pictures) -> dict[str, str]:
     return {"name": pictures.name, "fingerprint": pictures.fingerprint}
 
 
@@ -152,6 +161,7 @@ def _check_same(out: Path, asked: dict[str, Any]) -> None:
     try:
         before = json.loads(told.read_text())
         recipe, pictures, held_out = dict(before["recipe"]), before["pictures"], before["held_out"]
+        recipe = _NEW | recipe
         learned, judged = (str(pictures["name"]), pictures["fingerprint"]), held_out and held_out["fingerprint"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{told} cannot be read as the recipe of a training. Give another folder.") from error

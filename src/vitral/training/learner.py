@@ -38,7 +38,9 @@ class Learner:
     def of(cls, model: Network, recipe: Recipe) -> Learner:
         """A model, on its device, as a recipe trains it."""
         freeze(model, model.depth + 1 if recipe.frozen_depth == "body" else recipe.frozen_depth)
-        groups = parameter_groups(model, recipe.weight_decay, layer_decay=recipe.layer_decay)
+        groups = parameter_groups(
+            model, recipe.weight_decay, layer_decay=recipe.layer_decay, backbone_rate=recipe.backbone_rate
+        )
         optimizer = build_optimizer(
             recipe.optimizer,
             groups,

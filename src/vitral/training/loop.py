@@ -3,7 +3,7 @@
 ```
 for each step:                            the learning rate is a function of the step
     for each piece of its batch:          what stands in it is a function of (seed, position)
-        augment → model → loss → gradients
+        augment → model → loss → gradients    what is lost is the subject's to say: classes, objects
     clip → optimiser → moving average
     every so often:                       a look at the pictures held out, the best weights, a checkpoint
 ```
@@ -21,22 +21,19 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from vitral.base.chance import seed_of
 from vitral.base.config import restored
 from vitral.base.device import default_workers
-from vitral.data.augment.chain import TrainingInput
-from vitral.data.loader import Batch, Share, batches
-from vitral.data.pictures import PictureSet
+from vitral.data.loader import Share
 from vitral.errors import CheckpointError, TrainingError, UsageError
 from vitral.models.network import Network
 from vitral.models.record import Training
 from vitral.training.checkpoint import Saved
-from vitral.training.evaluate import Evaluation, check_fits, evaluate
 from vitral.training.keeper import Keeper
 from vitral.training.learner import Learner
 from vitral.training.memory import recomputed
@@ -45,8 +42,8 @@ from vitral.training.plan import Plan
 from vitral.training.processes import Processes
 from vitral.training.recipe import Recipe
 from vitral.training.schedule import Schedule
-from vitral.training.start import Teacher
 from vitral.training.stopping import Stop, listening
+from vitral.training.subject import Judgement, Loss, Pictures, Subject
 
 __all__ = ["Epoch", "Step", "Trained", "fit"]
 
@@ -59,7 +56,8 @@ class Step:
         step: which one, from 1.
         steps: how many there will be.
         epoch: how often as many pictures were seen as there are.
-        loss: the mean over the pictures of the batch.
+        loss: of the batch, divided by what it weighs: for a classifier the mean over its pictures.
+        parts: what the loss is made of, where it is made of several parts.
         learning_rate: the rate it was taken with.
         norm: of the whole gradient, before clipping.
         seconds: spent in training so far, also before an interruption; evaluating and saving are not counted.
@@ -70,6 +68,7 @@ class Step:
     steps: int
     epoch: float
     loss: float
+    parts: dict[str, float]
     learning_rate: float
     norm: float
     seconds: float
@@ -86,7 +85,9 @@ class Epoch:
         loss: the training loss, averaged over the stretch.
         seconds: spent in training so far.
         skipped: pictures left out so far because they could not be read, counted as often as that happened.
-        held_out: what the pictures held out say ("top1", "top5", "loss"), where there are any.
+        held_out: what the pictures held out say, where there are any: "top1", "top5" and "loss" of a classifier, "ap",
+            "ap50" and "ap75" of a detector.
+        line: the same in half a line, to be read.
         best: whether no look before was better.
     """
 
@@ -96,6 +97,7 @@ class Epoch:
     seconds: float
     skipped: int
     held_out: dict[str, float] | None
+    line: str | None
     best: bool
 
 
@@ -108,7 +110,7 @@ class Trained:
         steps: taken in all.
         seconds: spent in training in all.
         epochs: the stretches of this run, without those before an interruption.
-        evaluation: of the last look, where pictures were held out.
+        judgement: of the last look, where pictures were held out.
         stopped: the signal that ended it early, or None.
     """
 
@@ -116,12 +118,19 @@ class Trained:
     steps: int
     seconds: float
     epochs: tuple[Epoch, ...]
-    evaluation: Evaluation | None
+    judgement: Judgement | None
     stopped: str | None
+
+    @property
+    def evaluation(self) -> Any:
+        """All that the last look found, where pictures were held out; for a classifier a `training.evaluate.Evaluation`."""
+        return None if self.judgement is None else self.judgement.details
 
     def __repr__(self) -> str:
         name = self.model.record.architecture or type(self.model).__name__
-        judged = "" if self.evaluation is None else f", top-1 {self.evaluation.top1:.1%} of {len(self.evaluation)} pictures"
+        judged = (
+            "" if self.judgement is None else f", {' '.join(self.judgement.line.split())} on {self.judgement.count} pictures"
+        )
         stopped = f", stopped by {self.stopped}" if self.stopped else ""
         return f"Trained({name}: {self.steps:,} steps in {self.seconds:.0f} s{judged}{stopped})"
 
@@ -145,18 +154,16 @@ class _Tally:
 
 def fit(
     model: Network,
-    pictures: PictureSet,
+    subject: Subject[Any],
     recipe: Recipe,
     *,
-    held_out: PictureSet | None = None,
-    teacher: Teacher | None = None,
     out: Path | None = None,
     device: str | int | torch.device | None = None,
     watch: Callable[[Step | Epoch], None] | None = None,
 ) -> Trained:
-    """Train a classifier in place.
+    """Train a network in place.
 
-    The same model, pictures and recipe give the same weights, in one go or with interruptions, whatever the number of
+    The same model, subject and recipe give the same weights, in one go or with interruptions, whatever the number of
     workers: to the bit on one machine's processors with as many threads (a GPU adds up in changing order). Several processes
     give the same up to the order of sums, unless the model itself draws random numbers (dropout, stochastic depth), which
     each process does for its own part.
@@ -164,10 +171,8 @@ def fit(
     Args:
         model: as `training.start.model_for` makes it: its head is for the classes of the pictures, and its record says how
             they are prepared.
-        pictures: to train on.
+        subject: what it is trained for: the pictures, the loss, and how it is judged; see `training.subject`.
         recipe: every choice.
-        held_out: to be measured on; the best weights are chosen by them.
-        teacher: what distillation learns from.
         out: folder for the journal, the checkpoints, the best and the last model; a training that is there goes on. None:
             nothing is written.
         device: where to compute, where there is one process.
@@ -182,20 +187,23 @@ def fit(
     """
     processes = Processes(device)
     share = Share(batch_size=recipe.batch_size, rank=processes.rank, processes=processes.count, pieces=recipe.accumulate)
-    plan = Plan.of(recipe, len(pictures))
-    rate_at = Schedule(kind=recipe.schedule, steps=plan.steps, warmup_steps=plan.warmup_steps, floor=recipe.final_rate)
-    prepare = _input_of(model, recipe)
-    if held_out is not None:
-        check_fits(model, held_out)  # now rather than after the first epoch
+    plan = Plan.of(recipe, len(subject.pictures))
+    rate_at = Schedule(
+        kind=recipe.schedule,
+        steps=plan.steps,
+        warmup_steps=plan.warmup_steps,
+        floor=recipe.final_rate,
+        drops=plan.drops,
+        drop_factor=recipe.drop_factor,
+    )
+    subject.check(model)  # now rather than after the first epoch
     learner = Learner.of(model.to(processes.device), recipe)
-    keeper = Keeper(out, recipe, pictures, held_out, writes=processes.is_first)
+    keeper = Keeper(out, recipe, subject.pictures, subject.held_out, writes=processes.is_first)
     tally, asked = _Tally(), 0.0
     epochs: list[Epoch] = []
-    evaluation: Evaluation | None = None
+    judgement: Judgement | None = None
     with ExitStack() as stack:
         stack.enter_context(keeper.alone())
-        if teacher is not None:
-            teacher.to(processes.device)
         if (saved := keeper.newest()) is not None:
             tally = _restored(learner, saved)
             if not keeper.has_best():
@@ -213,24 +221,22 @@ def fit(
             model.compile()
         network = processes.wrapped(model)
         training_mode(model)
-        coming = batches(
-            pictures,
-            prepare,
+        coming = subject.batches(
+            model,
             share,
-            seed=recipe.seed,
             steps=range(tally.step, plan.steps),
             workers=_workers(recipe, processes),
-            bad_pictures=recipe.bad_pictures,
             pin_memory=processes.device.type == "cuda",
         )
         clock = time.perf_counter()
         for pieces in processes.agreed(coming):
             rate = recipe.learning_rate * rate_at(tally.step)
-            gathered = _gradient(network, pieces, recipe, teacher, processes, tally.step)
+            found = _gradient(network, pieces, subject, processes, (recipe.seed, tally.step))
             norm = learner.gradient_norm()
             left_out = [sentence for batch in pieces for sentence in batch.skipped]
-            total, skipped, asked = processes.sums(gathered, len(left_out), stop.asked is not None)  # all stop together
-            loss = total * recipe.batch_size / (recipe.batch_size - skipped)  # the mean over those that were read
+            loss, skipped, asked, *parts = processes.sums(  # all stop together
+                found.total, len(left_out), stop.asked is not None, *found.parts
+            )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _not_finite(tally.step + 1, plan, loss, norm, rate, keeper)
             learner.step(rate)
@@ -242,6 +248,7 @@ def fit(
                 steps=plan.steps,
                 epoch=plan.epoch(tally.step),
                 loss=loss,
+                parts=dict(zip(subject.parts, parts, strict=True)),
                 learning_rate=rate,
                 norm=norm,
                 seconds=tally.seconds,
@@ -256,9 +263,9 @@ def fit(
 
             if plan.evaluates(tally.step):
                 with learner.judged():
-                    evaluation = _looked(model, held_out, recipe, processes)
-                    epochs.append(_closed(plan, tally, evaluation))
-                    model.record = replace(model.record, training=_told(recipe, pictures, plan, tally, evaluation))
+                    judgement = _looked(model, subject, recipe, processes)
+                    epochs.append(_closed(plan, tally, judgement))
+                    model.record = replace(model.record, training=_told(recipe, subject.pictures, plan, tally, judgement))
                     if epochs[-1].best:
                         keeper.keep_best(model, tally.best, tally.step)
                 keeper.note("epoch", **asdict(epochs[-1]))
@@ -274,8 +281,8 @@ def fit(
     finished = tally.step == plan.steps
     if finished:
         if not epochs:  # it was finished before
-            evaluation = _looked(model, held_out, recipe, processes)
-            model.record = replace(model.record, training=_told(recipe, pictures, plan, tally, evaluation))
+            judgement = _looked(model, subject, recipe, processes)
+            model.record = replace(model.record, training=_told(recipe, subject.pictures, plan, tally, judgement))
         keeper.keep_last(model)
     processes.wait()
     return Trained(
@@ -283,33 +290,39 @@ def fit(
         steps=tally.step,
         seconds=tally.seconds,
         epochs=tuple(epochs),
-        evaluation=evaluation,
+        judgement=judgement,
         stopped=None if finished else stop.asked or "a signal to another process",
     )
 
 
 def _gradient(
-    network: nn.Module, pieces: list[Batch], recipe: Recipe, teacher: Teacher | None, processes: Processes, step: int
-) -> Float[Tensor, ""]:
+    network: nn.Module, pieces: list[Any], subject: Subject[Any], processes: Processes, place: tuple[int, int]
+) -> Loss:
     """Gather the gradient of a batch in the parameters, piece by piece.
 
+    Args:
+        network: the model, or what several processes call in its place.
+        pieces: of the batch, those of this process.
+        subject: says what is to be made small.
+        processes: all that compute the batch together.
+        place: the seed and the step, from which every piece's randomness follows.
+
     Returns:
-        The losses of the pictures that this process has read, added up and divided by the size of the whole batch.
+        What the pieces of this process add to the loss of the whole batch.
     """
-    gathered = torch.zeros((), device=processes.device)
+    amounts = torch.tensor([subject.amounts(batch) for batch in pieces], dtype=torch.float64).sum(0)
+    whole = tuple(processes.sums(*amounts))
+    total = torch.zeros((), device=processes.device)
+    parts = torch.zeros(len(subject.parts), device=processes.device)
     for number, batch in enumerate(pieces):
-        torch.manual_seed(seed_of(recipe.seed, step, 3, number, processes.rank))
-        pixels = batch.pixels.to(processes.device, non_blocking=True)
-        targets = batch.targets.to(processes.device, non_blocking=True)
+        torch.manual_seed(seed_of(*place, 3, number, processes.rank))
         last = number == len(pieces) - 1
         with nullcontext() if last else processes.apart(network):
-            with torch.autocast(processes.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                output = network(pixels)
-                taught = teacher(pixels) if teacher is not None else None
-            part = recipe.objective(output, targets, taught).sum() / recipe.batch_size
-            (part * processes.count).backward()  # several processes average what they find
-        gathered += part.detach()
-    return gathered
+            found = subject.loss(network, batch, whole, processes.device)
+            (found.total * processes.count).backward()  # several processes average what they find
+        total += found.total.detach()
+        parts += found.parts.detach()
+    return Loss(total, parts)
 
 
 def _restored(learner: Learner, saved: Saved) -> _Tally:
@@ -336,12 +349,6 @@ def _restored(learner: Learner, saved: Saved) -> _Tally:
     return tally
 
 
-def _input_of(model: Network, recipe: Recipe) -> TrainingInput:
-    if model.record.preprocessing is None:
-        raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
-    return TrainingInput(recipe.augment, model.record.preprocessing, model.config.image_size)
-
-
 def _workers(recipe: Recipe, processes: Processes) -> int:
     """As many as asked for; else the processors that computing leaves over, shared by all processes."""
     if recipe.workers is not None:
@@ -349,25 +356,17 @@ def _workers(recipe: Recipe, processes: Processes) -> int:
     return default_workers(processes=processes.on_this_machine, computing=1)
 
 
-def _looked(model: Network, held_out: PictureSet | None, recipe: Recipe, processes: Processes) -> Evaluation | None:
+def _looked(model: Network, subject: Subject[Any], recipe: Recipe, processes: Processes) -> Judgement | None:
     """What the first process finds in the pictures held out; the others wait for it."""
-    if held_out is None or not processes.is_first:
+    if not processes.is_first:
         return None
-    return evaluate(
-        model,
-        held_out,
-        batch_size=recipe.batch_size,
-        device=processes.device,
-        workers=_workers(recipe, processes),
-        bad_pictures=recipe.bad_pictures,
-    )
+    return subject.judge(model, device=processes.device, workers=_workers(recipe, processes))
 
 
-def _closed(plan: Plan, tally: _Tally, evaluation: Evaluation | None) -> Epoch:
+def _closed(plan: Plan, tally: _Tally, judgement: Judgement | None) -> Epoch:
     """The end of a stretch; what was added up begins anew."""
     mean = tally.loss / tally.steps
-    found = None if evaluation is None else {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.nll}
-    value = -mean if found is None else found["top1"]
+    value = -mean if judgement is None else judgement.value
     best = value >= tally.best
     tally.loss, tally.steps, tally.best = 0.0, 0, max(value, tally.best)
     return Epoch(
@@ -376,13 +375,17 @@ def _closed(plan: Plan, tally: _Tally, evaluation: Evaluation | None) -> Epoch:
         loss=mean,
         seconds=tally.seconds,
         skipped=tally.skipped,
-        held_out=found,
+        held_out=None if judgement is None else dict(judgement.numbers),
+        line=None if judgement is None else judgement.line,
         best=best,
     )
 
 
-def _told(recipe: Recipe, pictures: PictureSet, plan: Plan, tally: _Tally, evaluation: Evaluation | None) -> Training:
+def _told(recipe: Recipe, pictures: Pictures, plan: Plan, tally: _Tally, judgement: Judgement | None) -> Training:
     """What the record says of the weights as they are."""
+    judged: dict[str, Any] = {}
+    if judgement is not None:
+        judged = {"judged_by": judgement.data, "judged": judgement.count, **judgement.recorded}
     return Training(
         data=pictures.name,
         pictures=len(pictures),
@@ -390,9 +393,7 @@ def _told(recipe: Recipe, pictures: PictureSet, plan: Plan, tally: _Tally, evalu
         steps=tally.step,
         epochs=plan.epoch(tally.step),
         date=datetime.date.today().isoformat(),
-        judged_by=None if evaluation is None else evaluation.data,
-        judged=0 if evaluation is None else len(evaluation),
-        top1=None if evaluation is None else evaluation.top1,
+        **judged,
     )
 
 

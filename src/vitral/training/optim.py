@@ -22,7 +22,9 @@ OptimizerName = Literal["adamw", "sgd", "lamb"]
 _USUAL_EPS = {"adamw": 1e-8, "lamb": 1e-6}  # as their papers' code has them
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, *, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, layer_decay: float = 1.0, backbone_rate: float = 1.0
+) -> list[dict[str, Any]]:
     """Parameter groups for an optimiser: the matrices, which decay, and all the rest, which does not.
 
     Decay pulls towards zero, which for a matrix means towards a simpler map. For the scale of a norm, a bias, an
@@ -35,24 +37,32 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, layer_decay: floa
     for pictures BEiT, Bao et al. 2022.) Each group carries its factor as "lr_scale"; whoever sets learning rates
     sets `group["lr"] = rate * group["lr_scale"]`.
 
+    With a `backbone_rate`, what lies in the model's part "backbone" moves by another rate than the rest: a network that has
+    learned from pictures already needs smaller steps than what is new behind it (Carion et al. 2020, DETR, appendix A.4).
+
     Args:
         model: the model; parameters that need no gradient are left out, shared ones come once. For layer-wise rates a
             `Network`, whose `depths` of parameters are 0 before the blocks, i + 1 in block i and D + 1 behind them.
         weight_decay: the decay of the matrices.
         layer_decay: the factor per layer, in (0, 1].
+        backbone_rate: the factor on the learning rate of the part "backbone".
 
     Returns:
         The groups in the form of `torch.optim`, the decaying ones first, each kind from the input to the head; together
-        they hold every trained parameter. Without layer decay there are two, of which one may be empty.
+        they hold every trained parameter. Without layer decay and backbone rate there are two, of which one may be empty.
 
     Raises:
-        UsageError: a number out of its range, or a model that does not say how deep its parameters lie.
+        UsageError: a number out of its range, or a model that does not say how deep its parameters lie, or has no backbone.
     """
     if real_number("weight_decay", weight_decay) < 0:
         raise UsageError(f"weight_decay must be 0 or more; {weight_decay!r} came.")
     if not 0 < real_number("layer_decay", layer_decay) <= 1:
         raise UsageError(f"layer_decay must be in (0, 1]; {layer_decay!r} came.")
-    scale_of = _scales(model, layer_decay)
+    if real_number("backbone_rate", backbone_rate) < 0:
+        raise UsageError(f"backbone_rate must be 0 or more; {backbone_rate!r} came.")
+    if backbone_rate != 1 and not hasattr(model, "backbone"):
+        raise UsageError(f"A {type(model).__name__} has no backbone to learn at another rate; leave backbone_rate at 1.")
+    scale_of = _scales(model, layer_decay, backbone_rate)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     if layer_decay == 1:  # two in any case, so that a caller may count on them
         groups = {(decays, 1.0): _group(weight_decay if decays else 0.0, 1.0) for decays in (True, False)}
@@ -80,13 +90,17 @@ def _roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
                 yield full_name, parameter, is_matrix and not isinstance(module, nn.Embedding)
 
 
-def _scales(model: nn.Module, layer_decay: float) -> Callable[[str], float]:
+def _scales(model: nn.Module, layer_decay: float, backbone_rate: float) -> Callable[[str], float]:
     """From a parameter's name to the factor on its learning rate."""
+
+    def of_part(name: str) -> float:
+        return backbone_rate if name.startswith("backbone.") else 1.0
+
     if layer_decay == 1:
-        return lambda name: 1.0
+        return of_part
     network = _network(model)
     depths = network.depths()
-    return lambda name: float(layer_decay ** (network.depth + 1 - depths[name]))
+    return lambda name: float(layer_decay ** (network.depth + 1 - depths[name])) * of_part(name)
 
 
 def _network(model: nn.Module) -> Network:

@@ -22,6 +22,7 @@ class Plan:
         batch_size: pictures to a step.
         steps: of the optimiser.
         warmup_steps: how many of them raise the learning rate.
+        drops: the steps at which it falls at once.
         evaluate_every: epochs between two evaluations.
         save_every: epochs between two checkpoints.
     """
@@ -30,6 +31,7 @@ class Plan:
     batch_size: int
     steps: int
     warmup_steps: int
+    drops: tuple[int, ...]
     evaluate_every: float
     save_every: float
 
@@ -42,6 +44,7 @@ class Plan:
             batch_size=recipe.batch_size,
             steps=steps,
             warmup_steps=min(steps, round(recipe.warmup_epochs * count / recipe.batch_size)),
+            drops=tuple(round(epoch * count / recipe.batch_size) for epoch in recipe.drop_epochs or ()),
             evaluate_every=recipe.evaluate_every,
             save_every=recipe.save_every,
         )

@@ -66,8 +66,10 @@ class Processes:
             return model
         from accelerate.utils import DistributedDataParallelKwargs
 
-        # A token that stands in for masked patches has no part in a classifier's loss, and so no gradient.
-        unused = any(name.endswith("mask_token") and one.requires_grad for name, one in model.named_parameters())
+        # A token that stands in for masked patches has no part in a classifier's loss, and so no gradient; nor have the
+        # embeddings of noisy objects where a batch shows none.
+        idle = [name for name, one in model.named_parameters() if one.requires_grad]
+        unused = any(name.endswith("mask_token") or name.startswith("noisy.") for name in idle)
         self._accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
         return cast(nn.Module, self._accelerator.prepare(model))
 

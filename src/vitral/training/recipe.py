@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 from vitral.base.config import check_choices, value_of
 from vitral.base.numbers import as_integer, real_number, whole_number
 from vitral.data.augment.chain import Augmentation
+from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.pictures import BadPictures
 from vitral.data.transforms import Interpolation
 from vitral.errors import UnknownNameError, UsageError
 from vitral.tasks.classification.loss import Objective
+from vitral.tasks.detection.loss import SetLoss
 from vitral.training.optim import OptimizerName
 from vitral.training.schedule import ScheduleKind
 
-__all__ = ["Initialisation", "Precision", "Recipe", "changed", "option_names", "options_of"]
+__all__ = ["Initialisation", "Precision", "Recipe", "TaskName", "changed", "option_names", "options_of"]
+
+TaskName = Literal["classification", "detection"]
+"""What there are trainings for: the class of a picture, or the objects in it."""
 
 Precision = Literal["fp32", "bf16"]
 Initialisation = Literal["default", "xavier"]
@@ -30,8 +35,10 @@ class Recipe:
 
     Attributes:
         name: what the recipe is called.
+        task: what is trained for; the objective and the augmentation are those of the task.
         model: a network of the catalogue, to start from fresh weights, or a checkpoint (a folder, a file or a Hub id), whose
             head is replaced by one for the classes of the data.
+        backbone: a checkpoint whose weights the network's backbone begins with; None for fresh ones.
         network: fields of the network's configuration that differ from the published ones.
         image_size: (height, width) of the input in pixels; None for the model's own. Positions of a checkpoint are
             carried over to it.
@@ -54,7 +61,10 @@ class Recipe:
         beta2: the second beta of AdamW and LAMB.
         weight_decay: on matrices only; norms, biases, positions and tokens are left alone.
         layer_decay: factor on the learning rate per layer from the head down (Clark et al. 2020); 1 for none.
+        backbone_rate: factor on the learning rate of the network's backbone, which may have learned already.
         schedule: how the learning rate falls after the warm-up.
+        drop_epochs: for the schedule "step": after so many epochs the learning rate drops; None for the others.
+        drop_factor: by which it is multiplied there.
         warmup_epochs: over which it rises from near zero.
         final_rate: the share of the peak at which the fall ends.
         clip: the largest norm of the gradient; None for no clipping.
@@ -83,7 +93,9 @@ class Recipe:
     """
 
     name: str = "custom"
+    task: TaskName = "classification"
     model: str = "vit_s16"
+    backbone: str | None = None
     network: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     initialisation: Initialisation = "default"
@@ -103,18 +115,21 @@ class Recipe:
     beta2: float = 0.999
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    backbone_rate: float = 1.0
     schedule: ScheduleKind = "cosine"
+    drop_epochs: tuple[float, ...] | None = None
+    drop_factor: float = 0.1
     warmup_epochs: float = 5.0
     final_rate: float = 0.0
     clip: float | None = None
     frozen_depth: int | Literal["body"] = 0
 
-    objective: Objective = field(default_factory=Objective)
+    objective: Objective | SetLoss = field(default_factory=Objective)
     teacher: str | None = None
     drop_path: float | None = None
     ema: float | None = None
 
-    augment: Augmentation = field(default_factory=Augmentation)
+    augment: Augmentation | ObjectAugmentation = field(default_factory=Augmentation)
 
     precision: Precision = "fp32"
     compile: bool = False
@@ -143,8 +158,19 @@ class Recipe:
             too_low = real_number(name, number) < least or (ends[0] == "(" and number == least)
             if too_low or number > most or (ends[1] == ")" and number == most):
                 raise UsageError(f"{name} must be a number in {ends[0]}{least:g}, {most:g}{ends[1]}; {number!r} came.")
-        if (self.objective.distillation == "none") != (self.teacher is None):
+        for name, kind in _PARTS[self.task].items():
+            if not isinstance(getattr(self, name), kind):
+                came = type(getattr(self, name)).__name__
+                raise UsageError(f"{name} of a recipe for {self.task} must be of type {kind.__name__}; a {came} came.")
+        distils = isinstance(self.objective, Objective) and self.objective.distillation != "none"
+        if distils != (self.teacher is not None):
             raise UsageError("distillation needs a teacher, and a teacher is for distillation: give both or neither.")
+        drops = self.drop_epochs or ()
+        if bool(drops) != (self.schedule == "step") or any(not 0 < real_number("drop_epochs", one) < 1e6 for one in drops):
+            raise UsageError(
+                f"drop_epochs are the epochs, more than 0, at which the schedule 'step' falls, and belong to no other; "
+                f"{self.drop_epochs} came with {self.schedule!r}."
+            )
 
 
 _ENDLESS = float("inf")
@@ -158,6 +184,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "beta2": (0.0, 1.0, "[)"),
     "weight_decay": (0.0, 1e3, "[]"),
     "layer_decay": (1e-3, 1.0, "[]"),
+    "backbone_rate": (0.0, 1e3, "[]"),
+    "drop_factor": (0.0, 1.0, "(]"),
     "warmup_epochs": (0.0, 1e6, "[]"),
     "final_rate": (0.0, 1.0, "[]"),
     "clip": (0.0, _ENDLESS, "()"),
@@ -168,24 +196,33 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
-# Parts of a recipe whose fields are options like its own.
-_PARTS: dict[str, type] = {"objective": Objective, "augment": Augmentation}
+# Parts of a recipe whose fields are options like its own, by task.
+_PARTS: dict[str, dict[str, type]] = {
+    "classification": {"objective": Objective, "augment": Augmentation},
+    "detection": {"objective": SetLoss, "augment": ObjectAugmentation},
+}
 
 
-def option_names() -> tuple[str, ...]:
-    """The name of every option of a recipe, those of its objective and its augmentation among them."""
-    own = (one.name for one in fields(Recipe) if one.name not in ("name", "network", *_PARTS))
-    return (*own, *(one.name for kind in _PARTS.values() for one in fields(kind)))
+def option_names(task: TaskName | None = None) -> tuple[str, ...]:
+    """The name of every option of a task's recipes, those of the objective and the augmentation among them.
+
+    Args:
+        task: which; None for all of them together.
+    """
+    names = dict.fromkeys(one.name for one in fields(Recipe) if one.name not in ("name", "network", "objective", "augment"))
+    for each in (task,) if task else get_args(TaskName):
+        for kind in _PARTS[each].values():
+            names |= dict.fromkeys(_hints(kind))
+    return tuple(names)
 
 
 def options_of(recipe: Recipe) -> dict[str, Any]:
     """Every option and its value, flat, ready for JSON; fields of the network are called "network.depth" and so on."""
     told: dict[str, Any] = {one.name: getattr(recipe, one.name) for one in fields(recipe)}
     network = {f"network.{name}": value for name, value in told.pop("network").items()}
-    for part in _PARTS:
-        inner = told.pop(part)
-        told |= {one.name: getattr(inner, one.name) for one in fields(inner)}
-    return {name: list(one) if isinstance(one, tuple) else one for name, one in (told | network).items()}
+    for part in _PARTS[recipe.task]:
+        told |= _values(told.pop(part))
+    return {name: _plain(one) for name, one in (told | network).items()}
 
 
 def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
@@ -194,13 +231,17 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     Args:
         recipe: the one to start from.
         options: name → value, or the value as text, as a command line has it ("0.1", "none", "0.2,1"). Names are those of
-            `option_names`, with "-" or "_"; "network.depth" is a field of the network's configuration.
+            `option_names` for the recipe's task, with "-" or "_"; "network.depth" is a field of the network's configuration,
+            "network.backbone.norm" one of a configuration within it. Another task comes with its own objective and
+            augmentation.
 
     Raises:
         UnknownNameError: no such option; the message names the nearest.
         UsageError: a value of another type than the option's, or out of its range.
     """
-    homes = {"": Recipe} | _PARTS
+    recipe = _for_task(recipe, value_of(TaskName, options.get("task", recipe.task), "task"))
+    homes = {"": {name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("objective", "augment")}}
+    homes |= {part: _hints(kind) for part, kind in _PARTS[recipe.task].items()}
     new: dict[str, dict[str, Any]] = {home: {} for home in homes}
     network = dict(recipe.network)
     for given, value in options.items():
@@ -212,9 +253,52 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
         if name.startswith("network."):
             network[name.removeprefix("network.")] = value_of(None, value, given)
             continue
-        if name not in option_names():
-            raise UnknownNameError("option of a training", given, (*option_names(), "network.…"))
-        home = next(home for home, kind in homes.items() if name in get_type_hints(kind))
-        new[home][name] = value_of(get_type_hints(homes[home])[name], value, given)
-    parts = {home: replace(getattr(recipe, home), **new[home]) for home in _PARTS}
-    return replace(recipe, **new[""], **parts, network=network)
+        if name not in option_names(recipe.task):
+            raise UnknownNameError("option of a training", given, (*option_names(recipe.task), "network.…"))
+        home = next(home for home, hints in homes.items() if name in hints)
+        new[home][name] = value_of(homes[home][name], value, given)
+    inner = {home: _replaced(getattr(recipe, home), new[home]) for home in _PARTS[recipe.task]}
+    return replace(recipe, **new[""], **inner, network=network)
+
+
+def _for_task(recipe: Recipe, task: TaskName) -> Recipe:
+    """The recipe for another task: with that one's usual objective and augmentation."""
+    parts = {name: kind() for name, kind in _PARTS[task].items()}
+    return recipe if task == recipe.task else replace(recipe, task=task, **parts)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The fields of a part by the names of their options, and their annotations: "costs.l1" is within a part's part."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        found |= (
+            {f"{name}.{inner}": own for inner, own in _hints(cast(type, hint)).items()}
+            if is_dataclass(hint)
+            else {name: hint}
+        )
+    return found
+
+
+def _values(part: Any) -> dict[str, Any]:
+    """The values of a part by the names of their options."""
+    found: dict[str, Any] = {}
+    for name in (one.name for one in fields(part)):
+        value = getattr(part, name)
+        found |= {f"{name}.{inner}": own for inner, own in _values(value).items()} if is_dataclass(value) else {name: value}
+    return found
+
+
+def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
+    """A part with some values changed, by the names of their options."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    for name in {name.split(".")[0] for name in values if "." in name}:
+        within = {inner.removeprefix(f"{name}."): value for inner, value in values.items() if inner.startswith(f"{name}.")}
+        own[name] = _replaced(getattr(part, name), within)
+    return replace(part, **own)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON takes it: of a network, a configuration within the configuration too."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    return list(map(_plain, value)) if isinstance(value, tuple) else value

@@ -36,6 +36,10 @@ _SMALL = 64  # pixels: what is no larger is kept without loss and shown with har
 _FEW = 60  # steps that need no smoothing
 _WINDOW = 40  # a smoothed line is a mean over this part of it
 _EACH = 10  # best and worst classes, of many
+_MEASURED = {
+    "Held-out accuracy": {"top1": "top-1", "top5": "top-5"},
+    "Held-out average precision": {"ap": "AP", "ap50": "AP50", "ap75": "AP75"},
+}
 _LONG = 20  # options of a recipe, before it is folded away
 
 
@@ -49,7 +53,8 @@ def training_page(
 
     Args:
         rows: of the journal, each with an "event": "step" with `step`, `loss`, `learning_rate`, `pictures_per_second`;
-            "epoch" with `epoch`, `step` and what was `held_out` (`top1`, `top5`, `loss`); "start" and "end" with whatever
+            "epoch" with `epoch`, `step` and what was `held_out` (`top1`, `top5`, `loss`, or of
+            a detector `ap`, `ap50`, `ap75`); "start" and "end" with whatever
             there is to say. Where a training went on from an earlier step, the later row of a step counts. Numbers that are
             not finite are left out of the lines, and the page says how many.
         evaluation: of the trained network, where there is one.
@@ -67,11 +72,7 @@ def training_page(
             raise UsageError(f"Row {number} of the journal says no event: {row!r:.80}.")
     steps, epochs = _by_place(rows, "step", "step"), _by_place(rows, "epoch", "epoch")
     name = str(recipe.get("name") or recipe.get("recipe") or "network")
-    best = max((row["held_out"]["top1"] for row in epochs if "top1" in (row.get("held_out") or {})), default=None)
-    if evaluation is not None:
-        title = _headline(evaluation)
-    else:
-        title = f"{best:.1%} of the pictures held out, named rightly" if best is not None else f"How {name} learned"
+    title = _best(epochs) or f"How {name} learned" if evaluation is None else _headline(evaluation)
     return page.document(
         title,
         page.section("How it learned", *_curves(steps, epochs)),
@@ -103,6 +104,18 @@ def evaluation_page(evaluation: Evaluation, pictures: PictureSet | None = None, 
         lead=f"{evaluation.model}, asked about the {_counted(len(evaluation), 'picture')} of {evaluation.data}.",
         foot="This page fetches nothing.",
     )
+
+
+def _best(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """What the best look at the pictures held out found; "" where there was none."""
+    for key, told in (
+        ("top1", "{:.1%} of the pictures held out, named rightly"),
+        ("ap", "{:.1%} average precision held out"),
+    ):
+        values = [row["held_out"][key] for row in epochs if key in (row.get("held_out") or {})]
+        if values:
+            return told.format(max(values))
+    return ""
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -158,12 +171,13 @@ def _curves(steps: list[Mapping[str, Any]], epochs: list[Mapping[str, Any]]) -> 
         if max(y) > high:
             remarks.append(f"Losses above {high:.3g}, up to {max(y):.3g}, are drawn at the upper edge.")
         charts.append(page.chart("Loss", lines, across="step" if steps else "epoch", high=high, form=".3g"))
-    tops = [(name, *_points(held, "epoch", key)[:2]) for name, key in (("top-1", "top1"), ("top-5", "top5"))]
-    tops = [(name, x, y) for name, x, y in tops if y and not (name == "top-5" and min(y) == 1)]
-    if tops:
-        lines = [page.Series(name=name, x=x, y=y) for name, x, y in tops]
-        title = "Held-out accuracy" if len(tops) > 1 else f"Held-out accuracy, {tops[0][0]}"
-        charts.append(page.chart(title, lines, across="epoch", low=0.0, high=1.0, form=".1%"))
+    for measured, named in _MEASURED.items():
+        tops = [(name, *_points(held, "epoch", key)[:2]) for key, name in named.items()]
+        tops = [(name, x, y) for name, x, y in tops if y and not (name == "top-5" and min(y) == 1)]
+        if tops:
+            lines = [page.Series(name=name, x=x, y=y) for name, x, y in tops]
+            title = measured if len(tops) > 1 else f"{measured}, {tops[0][0]}"
+            charts.append(page.chart(title, lines, across="epoch", low=0.0, high=1.0, form=".1%"))
     x, y, _ = _points(steps, "step", "learning_rate")
     if y:
         rate = page.Series(name="learning rate", x=_thinned(x, x)[0], y=_thinned(x, y)[1])

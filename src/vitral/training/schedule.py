@@ -15,10 +15,10 @@ from vitral.base.config import check_choices
 from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UsageError
 
-__all__ = ["Schedule", "ScheduleKind", "warmup_constant", "warmup_cosine", "warmup_linear"]
+__all__ = ["Schedule", "ScheduleKind", "warmup_constant", "warmup_cosine", "warmup_linear", "warmup_steps_down"]
 
-ScheduleKind = Literal["cosine", "linear", "constant"]
-"""How the learning rate goes on after the warm-up."""
+ScheduleKind = Literal["cosine", "linear", "constant", "step"]
+"""How the learning rate goes on after the warm-up; "step": it falls at some steps at once, and stays between them."""
 
 
 def warmup_cosine(step: int, *, steps: int, warmup_steps: int = 0, floor: float = 0.0) -> float:
@@ -59,6 +59,22 @@ def warmup_constant(step: int, *, steps: int, warmup_steps: int = 0, floor: floa
     return (step + 1) / warmup_steps if step < warmup_steps else 1.0
 
 
+def warmup_steps_down(step: int, *, warmup_steps: int = 0, drops: tuple[int, ...] = (), drop_factor: float = 0.1) -> float:
+    """The factor on the peak learning rate: a linear rise, then 1, multiplied by a factor at each drop.
+
+    As residual networks were trained (He et al. 2016, section 3.4), and detectors still are (Carion et al. 2020, DETR,
+    section 4).
+
+    Args:
+        step: the step about to be taken, from 0.
+        warmup_steps: how many of them rise.
+        drops: the first step of each lower stretch.
+        drop_factor: by which each is lower than the one before it.
+    """
+    reached = sum(step >= drop for drop in drops)
+    return float(drop_factor**reached) * warmup_constant(step, steps=step + 1, warmup_steps=warmup_steps)
+
+
 def _progress(step: int, steps: int, warmup_steps: int) -> float:
     """How much of what comes after the warm-up is done, in [0, 1]."""
     return min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
@@ -79,7 +95,9 @@ class Schedule:
         kind: how it goes on after the warm-up.
         steps: how many steps the training takes in all.
         warmup_steps: how many of them rise.
-        floor: the factor at the end, in [0, 1]; a constant schedule does not come there.
+        floor: the factor at the end, in [0, 1]; schedules that are constant, or fall in steps, do not come there.
+        drops: the steps at which a "step" schedule falls.
+        drop_factor: by which it falls at each, in (0, 1].
 
     Raises:
         UnknownNameError: no such kind.
@@ -90,6 +108,8 @@ class Schedule:
     steps: int
     warmup_steps: int = 0
     floor: float = 0.0
+    drops: tuple[int, ...] = ()
+    drop_factor: float = 0.1
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -101,7 +121,15 @@ class Schedule:
             )
         if not 0 <= real_number("floor", self.floor) <= 1:
             raise UsageError(f"floor is a share of the peak and must be in [0, 1]; {self.floor!r} came.")
+        if not 0 < real_number("drop_factor", self.drop_factor) <= 1:
+            raise UsageError(f"drop_factor must be in (0, 1]; {self.drop_factor!r} came.")
+        if bool(self.drops) != (self.kind == "step"):
+            raise UsageError(
+                f"Steps to fall at belong to schedule 'step' and to no other; {self.drops} came for {self.kind!r}."
+            )
 
     def __call__(self, step: int) -> float:
         """The factor on the peak learning rate for the step about to be taken, from 0; a number in [0, 1]."""
+        if self.kind == "step":
+            return warmup_steps_down(step, warmup_steps=self.warmup_steps, drops=self.drops, drop_factor=self.drop_factor)
         return _FACTORS[self.kind](step, steps=self.steps, warmup_steps=self.warmup_steps, floor=self.floor)

@@ -40,6 +40,8 @@ def model_for(recipe: Recipe, classes: tuple[str, ...]) -> Network:
             model: Any = create_model(recipe.model, num_classes=len(classes), **fields)
             if recipe.initialisation == "xavier":
                 model.apply(_xavier)
+            if recipe.backbone is not None:
+                _begin_with(model, recipe.backbone)
         else:
             model = _loaded(recipe)
             model.reset_head(len(classes))
@@ -48,6 +50,26 @@ def model_for(recipe: Recipe, classes: tuple[str, ...]) -> Network:
                     model = model.resized(size)
     model.record = replace(model.record, labels=classes, preprocessing=_prepared(recipe, model), problem="single_label")
     return model.train()
+
+
+@torch.no_grad()
+def _begin_with(model: Any, source: str) -> None:
+    """Give a network's backbone the weights of a checkpoint, whose classifier is left behind.
+
+    Raises:
+        UsageError: the network has no backbone, or one of another shape.
+    """
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        raise UsageError(f"{type(model).__name__} has no backbone that could begin with the weights of {source}.")
+    own, came = model.backbone.state_dict(), load_model(source).state_dict()
+    wrong = [name for name, tensor in own.items() if name not in came or came[name].shape != tensor.shape]
+    wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise UsageError(
+            f"The weights of {source} do not fit the backbone: {len(wrong)} of its {len(own)} tensors are missing or of "
+            f"another shape, the first {wrong[0]}. Take a checkpoint of the same network, of the same size."
+        )
+    model.backbone.load_state_dict({name: came.get(name, tensor) for name, tensor in own.items()})
 
 
 def _paths(recipe: Recipe) -> dict[str, float]:
@@ -91,7 +113,16 @@ def _prepared(recipe: Recipe, model: Any) -> Preprocessing:
         size = model.config.image_size
         covered = round(size[0] / recipe.crop_share), round(size[1] / recipe.crop_share)
         told = replace(told, resize="shortest_edge", size=covered, crop=size)
-    return told
+    return told if recipe.task == "classification" else _whole(recipe.augment, told, model.config.image_size)
+
+
+def _whole(augment: Any, told: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """A detector sees whole pictures, as it does in training: all of the input's size, or each in its own shape."""
+    if augment.sized:
+        return replace(told, resize="exact", size=size, crop=None, longest=None, multiple=1)
+    side, longest = max(augment.sides), augment.longest
+    multiple = 1 if longest is None else told.multiple
+    return replace(told, resize="shortest_edge", size=(side, side), crop=None, longest=longest, multiple=multiple)
 
 
 class Teacher(nn.Module):

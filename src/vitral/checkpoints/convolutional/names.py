@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitral.checkpoints.table import Row, Tensors, renamed, same
-from vitral.errors import CheckpointError
+from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.resnet import ResNetConfig
 from vitral.models.backbones.vgg import VGGConfig
 
@@ -82,7 +82,13 @@ def resnet_seen(tensors: Tensors, source: str) -> dict[str, Any]:
 
 
 def resnet_rows(config: ResNetConfig) -> list[Row]:
-    """The table of a ResNet in torchvision's names."""
+    """The table of a ResNet in torchvision's names.
+
+    Raises:
+        UsageError: a deep stem, or shortcuts that average.
+    """
+    if config.stem == "deep" or config.pooled or config.projected:
+        raise UsageError("A ResNet-D has no names in this layout. Use layout='vitral'.")
     rows = conv_norm("stem", "conv1", "bn1", config.norm)
     before = config.stem_width
     for stage, (channels, depth) in enumerate(zip(config.stage_channels, config.depths, strict=True)):

@@ -134,6 +134,7 @@ def _compose(model: nn.Module) -> Written:
     wrong = [
         (config.norm == "frozen", "norms that stay as they are"),
         (config.dilated > 0, "dilated stages"),
+        (config.stem == "deep" or config.pooled or config.projected, "deep stem, nor shortcuts that average (ResNet-D)"),
         ((config.groups, config.base_width) != (1, 64), "groups, or bottlenecks of another width"),
     ]
     found = [what for present, what in wrong if present]

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
+from PIL import Image
 from torch import Tensor
 
 from vitral.base.config import check_choices
@@ -31,7 +32,7 @@ from vitral.data.augment.rand_augment import RandAugment
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
 
-__all__ = ["Augmentation", "TrainingInput"]
+__all__ = ["Augmentation", "TrainingInput", "fill_colour", "input_of", "levels_of"]
 
 
 # -- the configuration --------------------------------------------------------------------------------------------------
@@ -178,6 +179,35 @@ _HIGHEST = {
 # -- from a picture to the input ----------------------------------------------------------------------------------------
 
 
+def levels_of(preprocessing: Preprocessing) -> Float32[np.ndarray, "c 256"]:
+    """The normalised value of each of the 256 levels: looking it up takes a third of computing it for small pictures."""
+    mean, std = torch.tensor([preprocessing.mean, preprocessing.std]).view(2, -1, 1)
+    levels: Tensor = torch.arange(256, dtype=torch.float32).mul(preprocessing.scale).sub(mean).div(std)
+    return levels.numpy()
+
+
+def input_of(image: Image.Image, levels: Float32[np.ndarray, "c 256"]) -> Float[Tensor, "c y x"]:
+    """A picture's pixels, normalised.
+
+    Args:
+        image: RGB, or grey where there is one channel.
+        levels: see `levels_of`.
+    """
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    values = np.empty((len(levels), image.height, image.width), dtype=np.float32)
+    for channel, table in enumerate(levels):
+        # Unlike "raise", "clip" writes straight to `out`.
+        table.take(pixels[:, :, channel], out=values[channel], mode="clip")
+    return torch.from_numpy(values)
+
+
+def fill_colour(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    """The RGB colour that becomes zero."""
+    mean = preprocessing.mean
+    red, green, blue = (min(255, max(0, round(one / preprocessing.scale))) for one in mean * (3 // len(mean)))
+    return red, green, blue
+
+
 @dataclass(frozen=True)
 class TrainingInput:
     """A picture as a model's input, augmented.
@@ -207,9 +237,8 @@ class TrainingInput:
     @cached_property
     def chain(self) -> Chain:
         """What happens to the picture itself."""
-        mean = self.preprocessing.mean
-        red, green, blue = (min(255, max(0, round(one / self.preprocessing.scale))) for one in mean * (3 // len(mean)))
-        return self.augmentation.chain(self.size, (0, 0, 0) if self.augmentation.fill == "black" else (red, green, blue))
+        black = self.augmentation.fill == "black"
+        return self.augmentation.chain(self.size, (0, 0, 0) if black else fill_colour(self.preprocessing))
 
     @cached_property
     def _erasing(self) -> Erasing | None:
@@ -217,20 +246,11 @@ class TrainingInput:
 
     @cached_property
     def _levels(self) -> Float32[np.ndarray, "c 256"]:
-        """The normalised value of each of the 256 levels: looking it up takes a third of computing it for small pictures."""
-        mean, std = torch.tensor([self.preprocessing.mean, self.preprocessing.std]).view(2, -1, 1)
-        levels: Tensor = torch.arange(256, dtype=torch.float32).mul(self.preprocessing.scale).sub(mean).div(std)
-        return levels.numpy()
+        return levels_of(self.preprocessing)
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> Float[Tensor, "c y x"]:
         """The input: a pure function of the picture and of the generator, which it draws from."""
         levels = self._levels
         image = picture.image if len(levels) == 3 else picture.image.convert("L")
-        pixels = np.asarray(self.chain(Example(image=image), rng).image).reshape(*self.size, -1)
-        values = np.empty((len(levels), *self.size), dtype=np.float32)
-        for channel, table in enumerate(levels):
-            table.take(
-                pixels[:, :, channel], out=values[channel], mode="clip"
-            )  # unlike "raise", it writes straight to `out`
-        tensor = torch.from_numpy(values)
+        tensor = input_of(self.chain(Example(image=image), rng).image, levels)
         return tensor if self._erasing is None else self._erasing(tensor, rng)

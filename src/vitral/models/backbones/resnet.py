@@ -9,6 +9,10 @@ The networks of today are version 1.5: the 3 × 3 convolution of a bottleneck st
 lets the 1 × 1 before it do so, which throws three of four cells away unseen (`strides_first`, the rows `…_v1`). Detectors
 and segmenters take the maps at the ends of the four stages (`pyramid`), often with norms that stay as they are (`norm`) and
 with the last map kept larger (`dilated`; Yu and Koltun 2016, https://arxiv.org/abs/1511.07122).
+
+He et al. 2019, "Bag of Tricks", https://arxiv.org/abs/1812.01187, figure 2, change three small things (ResNet-D, the rows
+`…d`): three convolutions of 3 × 3 begin in place of one of 7 × 7 (`stem`), and a shortcut that halves its map
+averages before it projects, so that nothing is thrown away (`pooled`); the third is version 1.5.
 """
 
 from __future__ import annotations
@@ -51,7 +55,9 @@ class ResNetConfig(MapConfig):
 
     Attributes:
         block: two convolutions of 3 × 3 ("basic"), or one between two of 1 × 1 that narrow and widen ("bottleneck").
-        stem_width: channels behind the first convolution.
+        stem: what comes first: a convolution of 7 × 7 ("plain"), or three of 3 × 3, the first two of half the channels
+            ("deep").
+        stem_width: channels behind the stem.
         stage_channels: channels at the end of each stage; every stage but the first halves height and width.
         depths: blocks of each stage.
         groups: groups of a bottleneck's 3 × 3 convolution that do not see each other's channels.
@@ -61,9 +67,12 @@ class ResNetConfig(MapConfig):
             the 3 × 3 (version 1.5).
         dilated: how many of the last stages keep the size of their map and spread their windows instead.
         norm: batch normalisation that learns, or one that stays as it is, as detectors have it.
+        pooled: whether a shortcut that halves its map takes the means of 2 × 2 cells and not every second cell.
+        projected: whether the first block of a stage projects its shortcut even where nothing changes its size or channels.
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
+    stem: Literal["plain", "deep"] = "plain"
     stem_width: int = 64
     stage_channels: tuple[int, ...] = (256, 512, 1024, 2048)
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -72,6 +81,8 @@ class ResNetConfig(MapConfig):
     strides_first: bool = False
     dilated: int = 0
     norm: Literal["batch", "frozen"] = "batch"
+    pooled: bool = False
+    projected: bool = False
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -85,6 +96,8 @@ class ResNetConfig(MapConfig):
             raise UsageError(f"Every stage has from 1 to {_DEEPEST} blocks; depths {self.depths} came.")
         if self.dilated >= stages:
             raise UsageError(f"dilated must be less than the number of stages, {stages}; {self.dilated} came.")
+        if self.stem == "deep" and self.stem_width < 2:
+            raise UsageError(f"A deep stem begins with half of stem_width, which must be 2 or more; {self.stem_width} came.")
         if self.block == "basic" and (self.groups, self.base_width, self.strides_first) != (1, 64, False):
             raise UsageError("groups, base_width and strides_first are for bottlenecks; blocks are basic.")
         if self.block == "bottleneck" and not all(self.narrow(stage) for stage in range(stages)):
@@ -127,13 +140,16 @@ class BasicBlock(nn.Module):
         config: which network's.
         stride: cells from one window to the next.
         dilations: cells from one weight of a window to the next, in the first and in the second convolution.
+        project: whether the shortcut is projected even where the map keeps its size and channels.
     """
 
-    def __init__(self, inputs: int, outputs: int, config: ResNetConfig, stride: int, dilations: tuple[int, int]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, config: ResNetConfig, stride: int, dilations: tuple[int, int], project: bool = False
+    ) -> None:
         super().__init__()
         first, second = dilations
         self.first = ConvNorm(inputs, outputs, 3, stride, dilation=first, activation="relu", norm=config.norm)
-        self.shortcut = _shortcut(inputs, outputs, config, stride)
+        self.shortcut = _shortcut(inputs, outputs, config, stride, project)
         self.second = ConvNorm(outputs, outputs, 3, dilation=second, activation="relu", norm=config.norm)
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d i j"]:
@@ -152,16 +168,26 @@ class Bottleneck(nn.Module):
         config: which network's.
         stride: cells from one window to the next.
         dilation: cells from one weight of the 3 × 3 window to the next.
+        project: whether the shortcut is projected even where the map keeps its size and channels.
     """
 
-    def __init__(self, inputs: int, narrow: int, outputs: int, config: ResNetConfig, stride: int, dilation: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        narrow: int,
+        outputs: int,
+        config: ResNetConfig,
+        stride: int,
+        dilation: int,
+        project: bool = False,
+    ) -> None:
         super().__init__()
         norm, strides = config.norm, (stride, 1) if config.strides_first else (1, stride)
         self.first = ConvNorm(inputs, narrow, 1, strides[0], activation="relu", norm=norm)
         self.second = ConvNorm(
             narrow, narrow, 3, strides[1], groups=config.groups, dilation=dilation, activation="relu", norm=norm
         )
-        self.shortcut = _shortcut(inputs, outputs, config, stride)
+        self.shortcut = _shortcut(inputs, outputs, config, stride, project)
         self.third = ConvNorm(narrow, outputs, 1, activation="relu", norm=norm)
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d i j"]:
@@ -170,9 +196,33 @@ class Bottleneck(nn.Module):
         return cast(Tensor, self.third(self.second(self.first(x)), shortcut))
 
 
-def _shortcut(inputs: int, outputs: int, config: ResNetConfig, stride: int) -> ConvNorm | None:
+class _PooledConvNorm(ConvNorm):
+    """A convolution of 1 × 1 over the means of 2 × 2 cells, fewer at the edge of an odd map (He et al. 2019, figure 2c)."""
+
+    def forward(
+        self, x: Float[Tensor, "b c y x"], shortcut: Float[Tensor, "b d i j"] | None = None
+    ) -> Float[Tensor, "b d i j"]:
+        """Apply the layer."""
+        return super().forward(F.avg_pool2d(x, 2, 2, ceil_mode=True), shortcut)
+
+
+def _shortcut(inputs: int, outputs: int, config: ResNetConfig, stride: int, project: bool) -> ConvNorm | None:
     """A projection where the map changes its size or channels (He et al. 2016, section 3.3, option B)."""
-    return ConvNorm(inputs, outputs, 1, stride, norm=config.norm) if stride != 1 or inputs != outputs else None
+    if not project and stride == 1 and inputs == outputs:
+        return None
+    if config.pooled and stride == 2:
+        return _PooledConvNorm(inputs, outputs, 1, norm=config.norm)
+    return ConvNorm(inputs, outputs, 1, stride, norm=config.norm)
+
+
+def _deep_stem(config: ResNetConfig) -> nn.Sequential:
+    """Three convolutions that see as far as one of 7 × 7 nearly does (He et al. 2019, figure 2b)."""
+    half, whole, norm = config.stem_width // 2, config.stem_width, config.norm
+    return nn.Sequential(
+        ConvNorm(config.channels, half, 3, 2, activation="relu", norm=norm),
+        ConvNorm(half, half, 3, activation="relu", norm=norm),
+        ConvNorm(half, whole, 3, activation="relu", norm=norm),
+    )
 
 
 class ResNet(Network):
@@ -186,7 +236,11 @@ class ResNet(Network):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config)
-        self.stem = ConvNorm(config.channels, config.stem_width, 7, 2, activation="relu", norm=config.norm)
+        self.stem: nn.Module = (
+            _deep_stem(config)
+            if config.stem == "deep"
+            else ConvNorm(config.channels, config.stem_width, 7, 2, activation="relu", norm=config.norm)
+        )
         self.stages = nn.ModuleList(self._stage(stage) for stage in range(len(config.depths)))
         self.head = Linear(config.width, config.num_classes) if config.num_classes else None
         _initialise(self)
@@ -237,7 +291,7 @@ class ResNet(Network):
 
     def reset_head(self, num_classes: int) -> None:
         """Put a fresh, small random classifier for `num_classes` classes in place of the present one; 0 removes it."""
-        like = self.stem.conv.weight
+        like = next(self.parameters())
         self.config = replace(self.config, num_classes=num_classes)
         self.record = replace(self.record, labels=())
         self.head = Linear(self.config.width, num_classes) if num_classes else None
@@ -262,11 +316,11 @@ class ResNet(Network):
         blocks: list[nn.Module] = []
         for place in range(config.depths[stage]):
             inputs, first = (outputs, after) if place else (channels[stage], before)
-            step = 1 if place else stride
+            step, project = 1 if place else stride, config.projected and place == 0
             blocks.append(
-                BasicBlock(inputs, outputs, config, step, (first, after))
+                BasicBlock(inputs, outputs, config, step, (first, after), project)
                 if config.block == "basic"
-                else Bottleneck(inputs, config.narrow(stage), outputs, config, step, first)
+                else Bottleneck(inputs, config.narrow(stage), outputs, config, step, first, project)
             )
         return nn.Sequential(*blocks)
 
@@ -285,13 +339,19 @@ def _initialise(model: ResNet) -> None:
             nn.init.zeros_(cast(nn.BatchNorm2d, cast(ConvNorm, last).norm).weight)
 
 
+def _d(config: ResNetConfig) -> ResNetConfig:
+    """The same network with a deep stem and pooled shortcuts."""
+    return replace(config, stem="deep", pooled=True)
+
+
 _BASIC = ResNetConfig(block="basic", stage_channels=(64, 128, 256, 512))
+_18 = replace(_BASIC, depths=(2, 2, 2, 2))
 _50 = ResNetConfig()
 _101 = replace(_50, depths=(3, 4, 23, 3))
 _152 = replace(_50, depths=(3, 8, 36, 3))
 
 VARIANTS: dict[str, ResNetConfig] = {
-    "resnet18": replace(_BASIC, depths=(2, 2, 2, 2)),
+    "resnet18": _18,
     "resnet34": _BASIC,
     "resnet50": _50,
     "resnet101": _101,
@@ -304,8 +364,19 @@ VARIANTS: dict[str, ResNetConfig] = {
     "resnext50_32x4d": replace(_50, groups=32, base_width=4),
     "resnext101_32x8d": replace(_101, groups=32, base_width=8),
     "resnext101_64x4d": replace(_101, groups=64, base_width=4),
+    "resnet18d": _d(_18),
+    "resnet34d": _d(_BASIC),
+    "resnet50d": _d(_50),
+    "resnet101d": _d(_101),
+    "resnet152d": _d(_152),
 }
-"""Networks by name: the number counts layers with weights. `resnext50_32x4d` has 32 groups of 4 channels and more."""
+"""Networks by name: the number counts layers with weights. `resnext50_32x4d` has 32 groups of 4 channels and more; "d" is
+ResNet-D, on which detectors are built."""
 
-PAPERS = {"resnet": "He et al. 2016", "wide_resnet": "Zagoruyko and Komodakis 2016", "resnext": "Xie et al. 2017"}
+PAPERS = {
+    "resnet": "He et al. 2016",
+    **dict.fromkeys(("resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"), "He et al. 2019"),
+    "wide_resnet": "Zagoruyko and Komodakis 2016",
+    "resnext": "Xie et al. 2017",
+}
 """Beginning of a name → where the network was published; the longest that fits counts."""

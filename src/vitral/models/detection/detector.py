@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitral.base.boxes import Objects
+from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitral.models.network import Network
 
 __all__ = ["Detector"]
@@ -22,6 +23,20 @@ class Detector(Network):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("object-detection",)
+
+    def usual_preprocessing(self) -> Preprocessing | None:
+        """As DETR's authors do: the shorter side of the network's size, unless the longer one came to exceed its own."""
+        if self.config.channels != 3:
+            return super().usual_preprocessing()
+        shortest, longest = sorted(self.config.image_size)
+        return Preprocessing(
+            resize="shortest_edge",
+            size=(shortest, shortest),
+            longest=longest,
+            interpolation="bilinear",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
 
     @abstractmethod
     def forward(

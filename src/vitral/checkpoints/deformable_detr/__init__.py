@@ -1,0 +1,3 @@
+"""The layouts in which Deformable DETRs were published."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The layouts of DETR."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The layouts of YOLOS."""
+
+__all__: list[str] = []

@@ -1,0 +1,154 @@
+"""Which query is to become which object: the matching that makes a set of queries comparable with a set of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from vitral.base.boxes import Objects, cxcywh_to_xyxy, generalized_iou
+from vitral.base.numbers import real_number
+from vitral.errors import TrainingError, UsageError
+
+__all__ = ["Costs", "Pairs", "check_labels", "match"]
+
+Pairs = list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]
+"""For each picture: queries, in ascending order, and which object each of them is to become."""
+
+_LEAST = 1e-8  # of a probability, for its logarithm; as published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What it costs to make a query an object: three ways in which they differ, weighted.
+
+    Attributes:
+        classes: the weight of the class. Of "softmax" scores the cost is −p(class) (Carion et al. 2020, DETR, equation 1);
+            of "sigmoid" scores what the focal loss would fall by (Zhu et al. 2021, Deformable DETR, as published in code).
+        l1: the weight of the boxes' distance, the sum over cxcywh in [0, 1].
+        giou: the weight of minus their generalized IoU.
+        alpha: of the focal cost: the share of what is an object.
+        gamma: of the focal cost: how much less counts what is right already.
+
+    Raises:
+        UsageError: a weight below 0, or none above.
+    """
+
+    classes: float = 1.0
+    l1: float = 5.0
+    giou: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "l1", "giou", "alpha", "gamma"):
+            if real_number(f"{name} of Costs", getattr(self, name)) < 0:
+                raise UsageError(f"{name} of Costs must be at least 0; {getattr(self, name)!r} came.")
+        if self.alpha > 1:
+            raise UsageError(f"alpha of Costs must be from 0 to 1; {self.alpha!r} came.")
+        if self.classes == self.l1 == self.giou == 0:
+            raise UsageError("All weights of Costs are 0, so any query would do for any object. Give at least one.")
+
+
+@torch.no_grad()
+def match(
+    logits: Float[Tensor, "b q c"],
+    boxes: Float[Tensor, "b q 4"],
+    targets: Sequence[Objects],
+    costs: Costs,
+    scoring: Literal["softmax", "sigmoid"],
+) -> Pairs:
+    """The cheapest assignment of queries to the objects of each picture (Kuhn 1955; Carion et al. 2020, DETR, section 3.1).
+
+    Every object gets exactly one query, and no query gets two objects; the other queries get none. No other such assignment
+    is cheaper. Nothing is learned through it: it has no gradient.
+
+    Args:
+        logits: of every query.
+        boxes: of every query, cxcywh in [0, 1] of each picture.
+        targets: the objects of each picture; there may be none.
+        costs: what counts how much.
+        scoring: how logits become scores, as a `SetOutput` says.
+
+    Returns:
+        For each picture, on the device of the logits: queries in ascending order, and the object of each.
+
+    Raises:
+        TrainingError: a picture with more objects than there are queries, an object of a class that the logits do not know,
+            or a cost that is not finite: the network, or the objects' boxes, hold NaN or infinity.
+        UsageError: objects came for another number of pictures.
+    """
+    pictures, queries, columns = logits.shape
+    if len(targets) != pictures:
+        raise UsageError(f"The objects of {len(targets)} pictures came for a batch of {pictures}.")
+    for place, objects in enumerate(targets):
+        if len(objects.labels) > queries:
+            raise TrainingError(
+                f"Picture {place} of the batch shows {len(objects.labels)} objects, but the model has {queries} queries, "
+                "and each can be one object. Take a model of more queries, or pictures of fewer objects."
+            )
+    check_labels(targets, columns - (scoring == "softmax"))
+    tables = [
+        _table(row.float(), box.float(), objects, costs, scoring)
+        for row, box, objects in zip(logits, boxes, targets, strict=True)
+    ]
+    # One copy for the whole batch: on a GPU every one of them waits for all that went before.
+    flat = torch.cat([table.flatten() for table in tables]).cpu()
+    pairs: Pairs = []
+    for place, (table, values) in enumerate(zip(tables, flat.split([table.numel() for table in tables]), strict=True)):
+        if not torch.isfinite(values).all():
+            raise TrainingError(_not_finite(place, logits[place], boxes[place]))
+        rows, chosen = linear_sum_assignment(values.view(table.shape).numpy())
+        pairs.append((torch.from_numpy(rows).to(logits.device), torch.from_numpy(chosen).to(logits.device)))
+    return pairs
+
+
+def check_labels(targets: Sequence[Objects], classes: int) -> None:
+    """Refuse objects of classes that a model does not have.
+
+    Raises:
+        TrainingError: naming the first of them.
+    """
+    labels = torch.cat([objects.labels for objects in targets])
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise TrainingError(
+            f"An object is of class {int(wrong[0])}, but the model knows {classes} classes, from 0 to {classes - 1}."
+        )
+
+
+def _table(
+    logits: Float[Tensor, "q c"],
+    boxes: Float[Tensor, "q 4"],
+    objects: Objects,
+    costs: Costs,
+    scoring: Literal["softmax", "sigmoid"],
+) -> Float[Tensor, "q k"]:
+    """What every query would cost as every object of one picture."""
+    labels, wanted = objects.labels, objects.boxes.float()
+    if scoring == "softmax":
+        by_class = -logits.softmax(-1)[:, labels]
+    else:
+        found = logits[:, labels].sigmoid()
+        as_nothing = (1 - costs.alpha) * found**costs.gamma * -(1 - found + _LEAST).log()
+        as_object = costs.alpha * (1 - found) ** costs.gamma * -(found + _LEAST).log()
+        by_class = as_object - as_nothing
+    by_distance = (boxes[:, None] - wanted[None]).abs().sum(-1)
+    by_overlap = -generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+    return costs.classes * by_class + costs.l1 * by_distance + costs.giou * by_overlap
+
+
+def _not_finite(place: int, logits: Tensor, boxes: Tensor) -> str:
+    """Why a cost is not finite."""
+    wrong = [name for name, one in (("logits", logits), ("boxes", boxes)) if not torch.isfinite(one).all()]
+    if not wrong:
+        return f"The boxes of the objects in picture {place} of the batch are not finite numbers. Check the annotations."
+    return (
+        f"The model's {' and '.join(wrong)} for picture {place} of the batch are not finite numbers (NaN or infinity), so "
+        "nothing can be matched. Lower the learning rate, clip the gradient, or compute in float32."
+    )

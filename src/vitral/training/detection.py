@@ -1,0 +1,326 @@
+"""Training for detection: which objects a picture shows, and where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitral.base.boxes import Objects
+from vitral.base.numbers import real_number
+from vitral.data.loader import Share
+from vitral.data.object_augment import ObjectAugmentation
+from vitral.data.object_loader import ObjectBatch, ObjectInput, object_batches
+from vitral.data.objects import ListedObjects, ObjectSet, ObjectSplits, read_objects
+from vitral.data.pictures import BadPictures
+from vitral.data.synthetic import SyntheticScenes
+from vitral.data.tree import SPLITS
+from vitral.errors import UnknownNameError, UsageError
+from vitral.models.detection.deformable_detr import DeformableDETR
+from vitral.models.detection.rtdetr import RTDETR
+from vitral.models.network import Network
+from vitral.models.output import SetOutput
+from vitral.tasks.detection.assignment import dense_loss
+from vitral.tasks.detection.loss import DEFORMABLE_LOSS, DETR_LOSS, RTDETR_LOSS, SetLoss
+from vitral.training.evaluate_objects import check_fits_objects, evaluate_objects
+from vitral.training.recipe import Recipe
+from vitral.training.subject import Judgement, Loss, computing
+
+__all__ = ["SCENES", "Annotated", "Detection", "Known", "annotated_split", "read_annotated", "usual_loss"]
+
+SCENES = "scenes"
+"""What drawn pictures are called where a path is asked for."""
+
+# -- what is learned from ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An annotated set as a training knows it again.
+
+    Args:
+        objects: the set.
+    """
+
+    objects: ObjectSet
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.objects.name
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the classes, the names and all objects (SHA-256, 64 hexadecimal digits); pixels are no part of it."""
+        if isinstance(self.objects, SyntheticScenes):  # its options say everything
+            return hashlib.sha256(json.dumps(asdict(self.objects)).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([list(self.objects.classes), list(self.objects.names)]).encode())
+        for place in range(len(self.objects)):
+            there = self.objects.annotations(place)
+            digest.update(len(there).to_bytes(8, "little"))
+            for column, kind in ((there.boxes, "<f4"), (there.labels, "<i8"), (there.crowd, "?")):
+                digest.update(np.ascontiguousarray(column, dtype=kind).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Annotated:
+    """What a detector learns from, and what it is judged by. Both have the same classes, in the same order.
+
+    Attributes:
+        train: the pictures to learn from.
+        held_out: the pictures to judge by during the training.
+    """
+
+    train: ObjectSet
+    held_out: ObjectSet | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.train.classes)
+
+
+def read_annotated(
+    path: str | os.PathLike[str],
+    held_out: str | os.PathLike[str] | float | None = None,
+    *,
+    bad_pictures: BadPictures = "refuse",
+) -> Annotated:
+    """Annotated pictures to train on, and to judge by.
+
+    Args:
+        path: see `data.objects.read_objects`; or "scenes", 2,000 drawn ones to learn from and 200 to judge by.
+        held_out: None: the split val, else test, else none. A share in (0, 1): that much of the training pictures, chosen
+            by their names alone, at least one and not all. Or another source, of which val, else test, else train is taken.
+        bad_pictures: what is done about annotations and pictures that something is wrong with.
+
+    Raises:
+        UsageError: the source cannot be understood, or there is nothing to train on; a share that is none, or although
+            there is a split val; the classes of two sources differ.
+    """
+    found = _scenes() if path == SCENES else read_objects(path, bad=bad_pictures)
+    train = found.train
+    if train is None:
+        raise UsageError(f"{path} has no split train, only {', '.join(found.sets)}. Nothing is there to learn from.")
+    if held_out is None:
+        return Annotated(train=train, held_out=found.val or found.test)
+    if isinstance(held_out, str | os.PathLike):
+        other = _scenes() if held_out == SCENES else read_objects(held_out, bad=bad_pictures)
+        judge = cast(ObjectSet, other.val or other.test or other.train)
+        ObjectSplits(train=train, val=judge)  # refuses other classes
+        return Annotated(train=train, held_out=judge)
+    share = real_number("held_out", held_out)
+    if not 0 < share < 1:
+        raise UsageError(f"A share to hold out must lie between 0 and 1, both excluded; {held_out!r} came.")
+    if found.val is not None:
+        raise UsageError(
+            f"{path} has a split val with {len(found.val):,} pictures to judge by. Leave held_out out to use it."
+        )
+    if len(train) < 2 or not isinstance(train, ListedObjects):
+        raise UsageError(f"{train.name} has {len(train)} pictures, of which none can be held out.")
+    names = list(train.names)
+    order = sorted(range(len(train)), key=lambda place: hashlib.sha256(names[place].encode("utf-8", "replace")).digest())
+    count = min(max(round(share * len(train)), 1), len(train) - 1)
+    apart = set(order[:count])
+    return Annotated(
+        train=train.subset([place for place in range(len(train)) if place not in apart]),
+        held_out=train.subset(sorted(apart), name=f"{train.name}, held out"),
+    )
+
+
+def annotated_split(
+    path: str | os.PathLike[str], split: str | None = None, *, bad_pictures: BadPictures = "refuse"
+) -> ObjectSet:
+    """One annotated set of pictures.
+
+    Args:
+        path: see `read_annotated`.
+        split: which, where the source has several: "train", "val" or "test".
+        bad_pictures: what is done about annotations and pictures that something is wrong with.
+
+    Raises:
+        UsageError: the source cannot be understood; or it has several splits and none was named, or not the one that was.
+        UnknownNameError: there is no such split anywhere.
+    """
+    sets = (_scenes() if path == SCENES else read_objects(path, bad=bad_pictures)).sets
+    if split is None:
+        if len(sets) > 1:
+            raise UsageError(f"{path} has the splits {', '.join(sets)}. Say which one is meant.")
+        return next(iter(sets.values()))
+    if split.lower() not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    if SPLITS[split.lower()] not in sets:
+        raise UsageError(f"{path} has no split {SPLITS[split.lower()]}; it has {', '.join(sets)}.")
+    return sets[SPLITS[split.lower()]]
+
+
+def _scenes() -> ObjectSplits:
+    """Drawn pictures, which need no file."""
+    return ObjectSplits(
+        train=SyntheticScenes(count=2000, name="scenes/train"), val=SyntheticScenes(count=200, seed=1, name="scenes/val")
+    )
+
+
+# -- the subject ---------------------------------------------------------------------------------------------------------
+
+
+def usual_loss(model: type[nn.Module]) -> SetLoss:
+    """What the network's paper makes small; DETR's where there is none of its own.
+
+    Networks that look at every place of a picture have a loss without choices, and ask for none of this.
+
+    Args:
+        model: the network's class.
+    """
+    return {DeformableDETR: DEFORMABLE_LOSS, RTDETR: RTDETR_LOSS}.get(cast(Any, model), DETR_LOSS)
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """The objects in pictures, as a subject of training.
+
+    The loss of networks whose queries are matched with objects (`SetOutput`) is the recipe's; of those that look at every
+    place, the one of `tasks.detection.assignment`.
+
+    Args:
+        objects: to train on.
+        recipe: whose objective, augmentation and precision are taken.
+        judging: to be measured on; the best weights are those with the highest average precision.
+
+    Raises:
+        UsageError: the recipe is for something else.
+    """
+
+    objects: ObjectSet
+    recipe: Recipe
+    judging: ObjectSet | None = None
+
+    parts: ClassVar[tuple[str, ...]] = ("class", "box", "giou", "beside")
+
+    def __post_init__(self) -> None:
+        if self.recipe.task != "detection":
+            raise UsageError(f"The recipe {self.recipe.name} is for {self.recipe.task}, not for detection.")
+
+    @cached_property
+    def pictures(self) -> Known:
+        """What is learned from."""
+        return Known(self.objects)
+
+    @cached_property
+    def held_out(self) -> Known | None:
+        """What the network is judged by."""
+        return None if self.judging is None else Known(self.judging)
+
+    @property
+    def objective(self) -> SetLoss:
+        """What is made small."""
+        return cast(SetLoss, self.recipe.objective)  # the recipe has seen to it
+
+    def check(self, model: Network) -> None:
+        """Refuse a model that finds no objects, or not those of the pictures.
+
+        Raises:
+            UsageError: the sentence says what does not fit.
+        """
+        if "object-detection" not in model.tasks:
+            raise UsageError(
+                f"A {type(model).__name__} finds no objects, which the pictures of {self.objects.name} are to teach. Take a "
+                "detector, such as rtdetr_r50 (see `vitral models`)."
+            )
+        if model.config.num_classes != len(self.objects.classes):
+            raise UsageError(
+                f"The model has {model.config.num_classes} classes, {self.objects.name} has {len(self.objects.classes)}. "
+                "Give it a head for them: model.reset_head(…)."
+            )
+        self._input_of(model)
+        if self.judging is not None:
+            check_fits_objects(model, self.judging)
+
+    def batches(
+        self, model: Network, share: Share, *, steps: range, workers: int, pin_memory: bool
+    ) -> Iterator[list[ObjectBatch]]:
+        """Pictures, augmented, and the objects in them; see `data.object_loader.object_batches`."""
+        return object_batches(
+            self.objects,
+            self._input_of(model),
+            share,
+            seed=self.recipe.seed,
+            steps=steps,
+            workers=workers,
+            bad_pictures=self.recipe.bad_pictures,
+            pin_memory=pin_memory,
+        )
+
+    def amounts(self, batch: ObjectBatch) -> tuple[float, ...]:
+        """Objects, by which what is said of them is divided, and pictures."""
+        return float(sum(len(one.labels) for one in batch.targets)), float(len(batch))
+
+    def loss(self, network: nn.Module, batch: ObjectBatch, whole: tuple[float, ...], device: torch.device) -> Loss:
+        """The class, the distance of boxes and their overlap of the network's last word; and all beside it.
+
+        What is beside it: the same of earlier layers, of proposals, and of noisy objects.
+        """
+        objects, pictures = whole
+        pixels = batch.pixels.to(device, non_blocking=True)
+        mask = None if batch.mask is None else batch.mask.to(device, non_blocking=True)
+        targets = [_moved(one, device) for one in batch.targets]
+        with computing(self.recipe, device):
+            output = network(pixels, mask, targets)
+        if isinstance(output, SetOutput):
+            terms, share = self.objective(output, targets, objects, int(pictures)), 1.0
+        else:
+            terms, share = dense_loss(output, targets), len(batch) / pictures
+        total = terms["total"] * share
+        nothing = torch.zeros_like(total)
+        told = [terms.get(name, nothing) * share for name in ("class", "l1" if "l1" in terms else "box", "giou")]
+        parts = torch.stack([*told, total - torch.stack(told).sum()])
+        return Loss(total, parts.detach())
+
+    def judge(self, model: Network, *, device: torch.device, workers: int) -> Judgement | None:
+        """COCO's numbers; the best is chosen by the average precision over overlaps from .50 to .95."""
+        if self.judging is None:
+            return None
+        found = evaluate_objects(
+            model,
+            self.judging,
+            batch_size=self.recipe.batch_size,
+            device=device,
+            workers=workers,
+            bad_pictures=self.recipe.bad_pictures,
+        )
+        numbers = found.numbers
+        line = f"AP {100 * found.ap:5.1f}  AP50 {100 * numbers['ap50']:5.1f}  AP75 {100 * numbers['ap75']:5.1f}"
+        return Judgement(
+            data=found.data,
+            count=len(found),
+            numbers=numbers,
+            value=found.ap,
+            line=line,
+            recorded={"ap": found.ap},
+            details=found,
+        )
+
+    def _input_of(self, model: Network) -> ObjectInput:
+        if model.record.preprocessing is None:
+            raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
+        return ObjectInput(
+            cast(ObjectAugmentation, self.recipe.augment), model.record.preprocessing, model.config.image_size
+        )
+
+
+def _moved(objects: Objects, device: torch.device) -> Objects:
+    """Objects on a device."""
+    labels, boxes, masks = (None if one is None else one.to(device, non_blocking=True) for one in objects)
+    return Objects(cast(Tensor, labels), cast(Tensor, boxes), masks)
