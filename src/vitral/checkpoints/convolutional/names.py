@@ -65,11 +65,14 @@ def resnet_seen(tensors: Tensors, source: str) -> dict[str, Any]:
     channels = tuple(int(tensors[f"layer{stage + 1}.0.{last}.weight"].shape[0]) for stage in range(len(depths)))
     narrow = int(window.shape[0])
     groups = narrow // int(window.shape[1]) if bottleneck else 1
-    stem = tensors["conv1.weight"]
+    deep = "conv1.weight" not in tensors
+    stem, last_stem = (tensors[name] for name in (("conv1.0.weight", "conv1.6.weight") if deep else ("conv1.weight",) * 2))
     seen: dict[str, Any] = {
         "block": "bottleneck" if bottleneck else "basic",
         "channels": int(stem.shape[1]),
-        "stem_width": int(stem.shape[0]),
+        "stem_width": int(last_stem.shape[0]),
+        "stem": "deep" if deep else "plain",
+        "pooled": any(re.fullmatch(r"layer\d+\.0\.downsample\.2\.weight", name) for name in tensors),
         "stage_channels": channels,
         "depths": tuple(depths),
         "groups": groups,
@@ -82,14 +85,18 @@ def resnet_seen(tensors: Tensors, source: str) -> dict[str, Any]:
 
 
 def resnet_rows(config: ResNetConfig) -> list[Row]:
-    """The table of a ResNet in torchvision's names.
+    """The table of a ResNet in torchvision's names; what torchvision does not have, a ResNet-D's parts, in timm's.
 
     Raises:
-        UsageError: a deep stem, or shortcuts that average.
+        UsageError: shortcuts that are projected where nothing changes, which no library has names for.
     """
-    if config.stem == "deep" or config.pooled or config.projected:
-        raise UsageError("A ResNet-D has no names in this layout. Use layout='vitral'.")
-    rows = conv_norm("stem", "conv1", "bn1", config.norm)
+    if config.projected:
+        raise UsageError("A ResNet that projects where nothing changes has no names in this layout. Use layout='vitral'.")
+    stem = [("stem", "conv1", "bn1")]
+    if config.stem == "deep":  # a list of convolutions, norms and activations, but for the last norm
+        stem = [("stem.0", "conv1.0", "conv1.1"), ("stem.1", "conv1.3", "conv1.4"), ("stem.2", "conv1.6", "bn1")]
+    rows = [row for names in stem for row in conv_norm(*names, config.norm)]
+    convolution, norm = (1, 2) if config.pooled else (0, 1)  # behind what averages
     before = config.stem_width
     for stage, (channels, depth) in enumerate(zip(config.stage_channels, config.depths, strict=True)):
         for place in range(depth):
@@ -99,7 +106,8 @@ def resnet_rows(config: ResNetConfig) -> list[Row]:
                 rows += conv_norm(f"{ours}.{part}", f"{theirs}.conv{number}", f"{theirs}.bn{number}", config.norm)
             strided = stage > 0 and config.strides[stage] != config.strides[stage - 1]
             if place == 0 and (strided or before != channels):
-                rows += conv_norm(f"{ours}.shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1", config.norm)
+                shortcut = f"{theirs}.downsample"
+                rows += conv_norm(f"{ours}.shortcut", f"{shortcut}.{convolution}", f"{shortcut}.{norm}", config.norm)
         before = channels
     return rows + (renamed("head", "fc") if config.num_classes else [])
 

@@ -35,7 +35,7 @@ from vitral.models.record import Record
 
 __all__ = ["LAYOUTS"]
 
-_RESNETS = re.compile(r"((gluon|ssl|swsl|tv|ig)_)?(wide_resnet\d+_2|resnet\d+(_v1b)?|resnext\d+_\d+x\d+d)(\..*)?")
+_RESNETS = re.compile(r"((gluon|ssl|swsl|tv|ig)_)?(wide_resnet\d+_2|resnet\d+(_v1b|d)?|resnext\d+_\d+x\d+d)(\..*)?")
 # Arguments of timm's ResNet that change what is computed and leave a ResNet's names as they are.
 _ARGS = (
     "layers",
@@ -51,7 +51,8 @@ _ARGS = (
 
 
 def _recognises_resnet(files: Files) -> bool:
-    return _is_timms(files) and {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= files.tensors.keys()
+    stem = "conv1.weight" in files.tensors or "conv1.6.weight" in files.tensors
+    return _is_timms(files) and stem and {"bn1.weight", "layer1.0.conv1.weight"} <= files.tensors.keys()
 
 
 def _recognises_vgg(files: Files) -> bool:
@@ -141,13 +142,14 @@ def _compose_resnet(model: nn.Module) -> Written:
         f"{len(config.depths)} stages (4 there must be)": len(config.depths) != 4,
         "a stride in the first convolution of a bottleneck": config.strides_first,
         "norms that stay as they are": frozen,
+        "one half of what makes a ResNet-D": (config.stem == "deep") != config.pooled,
         "three dilated stages": config.dilated > 2,
         f"stages of {config.stage_channels} channels, which are no multiples of 4": any(
             channels % expansion for channels in config.stage_channels
         ),
     }
     _refuse(wrong)
-    name = "resnet34" if config.block == "basic" else "resnet50"
+    name = ("resnet34" if config.block == "basic" else "resnet50") + ("d" if config.pooled else "")
     args = {
         "layers": list(config.depths),
         "channels": [channels // expansion for channels in config.stage_channels],

@@ -28,6 +28,7 @@ from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
 from vitral.checkpoints.preprocessing import evaluation
 from vitral.checkpoints.table import Row, renamed
 from vitral.data.transforms import Preprocessing
+from vitral.errors import UsageError
 from vitral.models.backbones import alexnet, googlenet, resnet, vgg
 from vitral.models.backbones.alexnet import AlexNet, AlexNetConfig
 from vitral.models.backbones.googlenet import GoogLeNet, GoogLeNetConfig
@@ -199,6 +200,8 @@ def _layout(
             described["label_names"] = list(record.labels)
         if record.licence:
             described["license"] = record.licence
+        if getattr(network.config, "pooled", False) or getattr(network.config, "stem", "plain") != "plain":
+            raise UsageError("torchvision has no ResNet-D. Use layout='timm'.")
         return Written(model=model, rows=rows(network.config), documents={"config.json": described})
 
     return Layout(name="torchvision", network=build, recognises=recognises, plan=plan, compose=compose)
