@@ -142,7 +142,7 @@ def synthetic_scenes(*, quick: bool = False) -> Recipe:
         image_size=(128, 128),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        epochs=30,
+        epochs=16,
         batch_size=16,
         learning_rate=1e-3,
         weight_decay=1e-4,
@@ -151,8 +151,8 @@ def synthetic_scenes(*, quick: bool = False) -> Recipe:
         ema=0.998,
         objective=RTDETR_LOSS,
         augment=ObjectAugmentation(resize="exact", flip=0.5, flip_vertical=0.5),
-        evaluate_every=3,
-        save_every=3,
+        evaluate_every=4,
+        save_every=4,
     )
     return _quick(recipe, _TINY_RTDETR) if quick else recipe
 
