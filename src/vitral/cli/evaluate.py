@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,11 +21,11 @@ from vitral.checkpoints.load import load_model
 from vitral.cli.evaluate_objects import judge_detector
 from vitral.cli.folder import check_apart
 from vitral.cli.show import json_line, picture_bar, plain
-from vitral.data.pictures import BadPictures, PictureSet
+from vitral.data.pictures import PictureSet
 from vitral.data.splits import read_pictures
-from vitral.errors import UnknownNameError
 from vitral.recipes.catalogue import task_of
-from vitral.training.evaluate import Decoding, Evaluation
+from vitral.training.answers import check_reading
+from vitral.training.evaluate import Evaluation
 from vitral.training.evaluate import evaluate as evaluate_model
 from vitral.training.report import MANY, evaluation_page
 
@@ -71,12 +71,7 @@ def evaluate(
         UsageError: data or options that make no sense, before the model is loaded; classes that do not fit.
         PictureError: a picture that cannot be read, unless such are skipped.
     """
-    for option, given, known in (
-        ("--bad-pictures", bad_pictures, get_args(BadPictures)),
-        ("decoding", decoding, get_args(Decoding)),
-    ):
-        if given not in known:
-            raise UnknownNameError(option, given, known)
+    check_reading(bad_pictures, decoding)
     check_apart(out, data)
     there = resolve_device(device)
     resolve_dtype(dtype)

@@ -7,32 +7,26 @@ The numbers themselves are pure functions of probabilities and labels, in `tasks
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from vitral.base.device import resolve_device, resolve_dtype
 from vitral.base.numbers import whole_number
 from vitral.data.pictures import BadPictures, PictureSet
 from vitral.data.transforms import Preprocessing
-from vitral.errors import PictureError, UnknownNameError, UsageError, VitralError
+from vitral.errors import UsageError
 from vitral.models.record import Record
 from vitral.tasks.classification import metrics
+from vitral.training.answers import Decoding, answers_of, check_reading
 
-__all__ = ["Decoding", "Evaluation", "check_fits", "evaluate"]
-
-Decoding = Literal["fast", "exact"]
-"""Whether a large JPEG is read at a fraction of its size where that is enough, or always whole."""
+__all__ = ["Evaluation", "check_fits", "evaluate"]
 
 _CONFUSIONS = 100
 """Of the commonest mistakes, how many `Evaluation.to_dict` lists."""
@@ -246,45 +240,30 @@ def evaluate(
             are no pictures to judge by, logits that are not finite, or an option out of its range.
         PictureError: a picture that cannot be read, unless such are skipped.
     """
-    for option, given, known in (
-        ("bad_pictures", bad_pictures, get_args(BadPictures)),
-        ("decoding", decoding, get_args(Decoding)),
-    ):
-        if given not in known:
-            raise UnknownNameError(option, given, known)
-    whole_number("batch_size", batch_size)
-    whole_number("workers", workers, least=0)
+    check_reading(bad_pictures, decoding)
     record, preprocessing, count = _checked_model(model)
     columns = _columns(record, count, pictures)
     started = time.perf_counter()
     scores = np.empty((len(pictures), count), dtype=np.float32)
-    done, skipped = np.zeros(len(pictures), dtype=bool), []
-    with _asked(model, device) as there:
-        weights = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
-        computed = resolve_dtype(dtype)
-        half = torch.autocast(there.type, computed) if computed.itemsize < 4 else contextlib.nullcontext()
-        loader = DataLoader(
-            _Inputs(pictures, preprocessing, exact=decoding == "exact"),
-            batch_size=batch_size,
-            num_workers=workers,
-            collate_fn=_grouped,
-            pin_memory=there.type == "cuda",
-            generator=torch.Generator(),  # a loader draws a number, which must not be the caller's
-        )
-        seen = 0
-        for batch in loader:
-            for error in batch.errors:
-                if bad_pictures == "refuse" or not isinstance(error, PictureError):
-                    raise error
-                skipped.append(str(error))
-            for places, pixels in batch.groups:
-                with half:
-                    logits = model(pixels.to(there, weights, non_blocking=True)).logits
-                scores[places] = _probabilities(logits, [pictures.where(place) for place in places])
-                done[places] = True
-                seen += len(places)
-            if on_progress is not None:
-                on_progress(seen + len(skipped), len(pictures))
+    done, skipped, seen = np.zeros(len(pictures), dtype=bool), list[str](), 0
+    for batch in answers_of(
+        model,
+        pictures,
+        preprocessing,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        bad_pictures=bad_pictures,
+        decoding=decoding,
+    ):
+        skipped += batch.skipped
+        for places, _, output in batch.answers:
+            scores[places] = _probabilities(output.logits, [pictures.where(place) for place in places])
+            done[places] = True
+            seen += len(places)
+        if on_progress is not None:
+            on_progress(seen + len(skipped), len(pictures))
     rows = np.flatnonzero(done)
     if not len(rows):
         raise UsageError(f"None of the {len(pictures)} pictures of {pictures.name} could be read; the first: {skipped[0]}")
@@ -374,26 +353,6 @@ def _columns(record: Record, count: int, pictures: PictureSet) -> Int64[np.ndarr
     return columns
 
 
-@contextlib.contextmanager
-def _asked(model: nn.Module, device: str | int | torch.device | None) -> Iterator[torch.device]:
-    """The model in evaluation mode on a device for a while; every part of it gets its own mode back."""
-    home = next((one.device for one in model.parameters()), torch.device("cpu"))
-    there = home if device is None else resolve_device(device)
-    modes = [(part, part.training) for part in model.modules()]
-    # "cpu:0" and "cpu" are one device by two names, between which moving would copy every tensor.
-    moves = there.type != home.type or (there.index or 0) != (home.index or 0)
-    try:
-        model.eval()
-        if moves:
-            model.to(there)
-        yield there
-    finally:
-        if moves:
-            model.to(home)
-        for part, training in modes:
-            part.training = training
-
-
 def _probabilities(logits: Float[Tensor, "b c"], names: Sequence[str]) -> Float32[np.ndarray, "b c"]:
     logits = logits.float()
     finite = logits.isfinite().all(1)
@@ -401,42 +360,3 @@ def _probabilities(logits: Float[Tensor, "b c"], names: Sequence[str]) -> Float3
         name = names[int(finite.int().argmin())]
         raise UsageError(f"The model's logits for {name} are not finite numbers (NaN or infinity). Try single precision.")
     return logits.softmax(-1).cpu().numpy()
-
-
-# -- reading, perhaps in other processes ------------------------------------------------------------------------------
-
-
-class _Batch(NamedTuple):
-    """Places and inputs (b c y x) of each size, and why others are missing."""
-
-    groups: list[tuple[list[int], Tensor]]
-    errors: list[VitralError]
-
-
-class _Inputs(Dataset[tuple[int, Any]]):
-    """Pictures as the model takes them, by their places in the set."""
-
-    def __init__(self, pictures: PictureSet, preprocessing: Preprocessing, *, exact: bool) -> None:
-        self.pictures, self.preprocessing = pictures, preprocessing
-        self.enough = None if exact else preprocessing.reading_size
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, place: int) -> tuple[int, Any]:
-        try:
-            return place, self.preprocessing(self.pictures.read(place, at_least=self.enough))[0]
-        except VitralError as error:
-            return place, error  # one that is raised would lose its class on the way from a worker
-
-
-def _grouped(items: Sequence[tuple[int, Any]]) -> _Batch:
-    """One tensor for all inputs of a size: what crosses to another process is a few files, not one for each picture."""
-    groups: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
-    for place, item in items:
-        if not isinstance(item, VitralError):
-            groups[item.shape].append((place, item))
-    return _Batch(
-        [([place for place, _ in group], torch.stack([pixels for _, pixels in group])) for group in groups.values()],
-        [item for _, item in items if isinstance(item, VitralError)],
-    )

@@ -8,32 +8,26 @@ bytes for each box found, so that a set may be of any size.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
-from vitral.base.device import resolve_device, resolve_dtype
-from vitral.base.frame import Seen
 from vitral.base.image import Picture
-from vitral.base.numbers import whole_number
 from vitral.data.objects import ObjectSet
 from vitral.data.pictures import BadPictures
 from vitral.data.transforms import Preprocessing
-from vitral.errors import PictureError, UnknownNameError, UsageError, VitralError
+from vitral.errors import PictureError, UsageError
 from vitral.models.record import Record
 from vitral.tasks.detection.decode import decode
 from vitral.tasks.detection.metrics import MOST, ObjectMetric, ObjectScores
 from vitral.tasks.detection.result import Detections, Options
-from vitral.training.evaluate import Decoding
+from vitral.training.answers import Decoding, answers_of, check_reading
 
 __all__ = ["ObjectEvaluation", "check_fits_objects", "evaluate_objects", "judge_objects"]
 
@@ -129,39 +123,29 @@ def evaluate_objects(
             are no objects to judge by, an answer that is not finite, or an option out of its range.
         PictureError: a picture that cannot be read, unless such are skipped.
     """
-    _check_choice("bad_pictures", bad_pictures, get_args(BadPictures))
-    _check_choice("decoding", decoding, get_args(Decoding))
-    whole_number("batch_size", batch_size)
-    whole_number("workers", workers, least=0)
+    check_reading(bad_pictures, decoding)
     options = Options(threshold=0.0, top_k=most)
     record, preprocessing, count = _checked_model(model)
     classes = _classes_of(record, count, objects)
     metric = ObjectMetric(objects.classes, threshold=threshold, overlap=overlap)
-    started, skipped = time.perf_counter(), []
-    with _asked(model, device) as there:
-        weights = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
-        computed = resolve_dtype(dtype)
-        half = torch.autocast(there.type, computed) if computed.itemsize < 4 else contextlib.nullcontext()
-        loader = DataLoader(
-            _Inputs(objects, preprocessing, exact=decoding == "exact"),
-            batch_size=batch_size,
-            num_workers=workers,
-            collate_fn=_grouped,
-            pin_memory=there.type == "cuda",
-            generator=torch.Generator(),  # a loader draws a number, which must not be the caller's
-        )
-        for batch in loader:
-            for error in batch.errors:
-                if bad_pictures == "refuse" or not isinstance(error, PictureError):
-                    raise error
-                skipped.append(str(error))
-            for places, seen, pixels in batch.groups:
-                with half:
-                    output = model(pixels.to(there, weights, non_blocking=True))
-                for place, found in zip(places, decode(output, seen, record, options), strict=True):
-                    _add(metric, objects, place, _in_classes(found, classes))
-            if on_progress is not None:
-                on_progress(len(metric) + len(skipped), len(objects))
+    started, skipped = time.perf_counter(), list[str]()
+    for batch in answers_of(
+        model,
+        objects,
+        preprocessing,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        bad_pictures=bad_pictures,
+        decoding=decoding,
+    ):
+        skipped += batch.skipped
+        for places, seen, output in batch.answers:
+            for place, found in zip(places, decode(output, seen, record, options), strict=True):
+                _add(metric, objects, place, _in_classes(found, classes))
+        if on_progress is not None:
+            on_progress(len(metric) + len(skipped), len(objects))
     name = record.architecture or record.source or type(model).__name__
     return _evaluation(objects, name, metric, skipped, time.perf_counter() - started)
 
@@ -191,7 +175,7 @@ def judge_objects(
         UsageError: a class that the set does not have, or no objects to judge by.
         PictureError: a picture that cannot be read, unless such are skipped.
     """
-    _check_choice("bad_pictures", bad_pictures, get_args(BadPictures))
+    check_reading(bad_pictures, "exact")
     metric = ObjectMetric(objects.classes, threshold=threshold, overlap=overlap)
     started, skipped = time.perf_counter(), []
     for place in range(len(objects)):
@@ -217,11 +201,6 @@ def check_fits_objects(model: nn.Module, objects: ObjectSet) -> None:
     """
     record, _, count = _checked_model(model)
     _classes_of(record, count, objects)
-
-
-def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise UnknownNameError(option, given, known)
 
 
 def _add(metric: ObjectMetric, objects: ObjectSet, place: int, found: Detections) -> None:
@@ -303,67 +282,3 @@ def _in_classes(found: Detections, classes: Int64[np.ndarray, " c"]) -> Detectio
     """What was found, by the classes of the set; what the set does not have is left out."""
     own = classes[found.indices]
     return replace(found[own >= 0], indices=own[own >= 0])
-
-
-@contextlib.contextmanager
-def _asked(model: nn.Module, device: str | int | torch.device | None) -> Iterator[torch.device]:
-    """The model in evaluation mode on a device for a while; every part of it gets its own mode back."""
-    home = next((one.device for one in model.parameters()), torch.device("cpu"))
-    there = home if device is None else resolve_device(device)
-    modes = [(part, part.training) for part in model.modules()]
-    # "cpu:0" and "cpu" are one device by two names, between which moving would copy every tensor.
-    moves = there.type != home.type or (there.index or 0) != (home.index or 0)
-    try:
-        model.eval()
-        if moves:
-            model.to(there)
-        yield there
-    finally:
-        if moves:
-            model.to(home)
-        for part, training in modes:
-            part.training = training
-
-
-# -- reading, perhaps in other processes ------------------------------------------------------------------------------
-
-
-class _Batch(NamedTuple):
-    """Places, what the model is shown, and inputs (b c y x) of each size; and why others are missing."""
-
-    groups: list[tuple[list[int], list[Seen], Tensor]]
-    errors: list[VitralError]
-
-
-class _Inputs(Dataset[tuple[int, Any]]):
-    """Pictures as the model takes them, by their places in the set."""
-
-    def __init__(self, objects: ObjectSet, preprocessing: Preprocessing, *, exact: bool) -> None:
-        self.objects, self.preprocessing = objects, preprocessing
-        self.enough = None if exact else preprocessing.reading_size
-
-    def __len__(self) -> int:
-        return len(self.objects)
-
-    def __getitem__(self, place: int) -> tuple[int, Any]:
-        try:
-            picture = self.objects.read(place, at_least=self.enough)
-            pixels, frame = self.preprocessing(picture)
-        except VitralError as error:
-            return place, error  # one that is raised would lose its class on the way from a worker
-        return place, (Seen(picture.name, frame), pixels)
-
-
-def _grouped(items: Sequence[tuple[int, Any]]) -> _Batch:
-    """One tensor for all inputs of a size: what crosses to another process is a few files, not one for each picture."""
-    groups: dict[torch.Size, list[tuple[int, Seen, Tensor]]] = defaultdict(list)
-    for place, item in items:
-        if not isinstance(item, VitralError):
-            groups[item[1].shape].append((place, *item))
-    return _Batch(
-        [
-            ([place for place, _, _ in group], [seen for _, seen, _ in group], torch.stack([one for _, _, one in group]))
-            for group in groups.values()
-        ],
-        [item for _, item in items if isinstance(item, VitralError)],
-    )
