@@ -18,7 +18,7 @@ from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows
 from vitral.checkpoints.detr.transformers import detector_size
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
 from vitral.errors import CheckpointError, UsageError
@@ -360,9 +360,7 @@ def _compose(model: nn.Module) -> Written:
         "tie_word_embeddings": not config.refine,
         "dtype": "float32",
     }
-    documents = transformers_documents(described, replace(record, preprocessing=None), config.num_classes, problem=False)
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing, "DeformableDetr")
+    documents = transformers_documents(described, record, config.num_classes, detector="DeformableDetr")
     return Written(model=model, rows=_written_rows(config, names), documents=documents)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows, resnet_seen
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped
 from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
 from vitral.data.transforms import Preprocessing
@@ -25,7 +25,6 @@ from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones import resnet
 from vitral.models.backbones.resnet import ResNetConfig
 from vitral.models.detection.detr import DETR, VARIANTS, DETRConfig
-from vitral.models.record import Record
 
 __all__ = ["LAYOUT", "catalogue_name", "detector_size"]
 
@@ -268,14 +267,8 @@ def _compose(model: nn.Module) -> Written:
         replace(row, theirs=tuple(one if one.startswith(heads) else f"model.{one}" for one in row.theirs))
         for row in _rows(config, _of_timm if name is not None else _of_transformers)
     ]
-    return Written(model=model, rows=rows, documents=_documents(described, record, config.num_classes))
-
-
-def _documents(described: dict[str, Any], record: Record, num_classes: int) -> dict[str, dict[str, Any]]:
-    documents = transformers_documents(described, replace(record, preprocessing=None), num_classes, problem=False)
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing, "Detr")
-    return documents
+    documents = transformers_documents(described, record, config.num_classes, detector="Detr")
+    return Written(model=model, rows=rows, documents=documents)
 
 
 def _described_backbone(backbone: ResNetConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitral.checkpoints.convolutional.names import conv_norm, counted
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import DetectorProcessor, from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import DetectorProcessor, from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
 from vitral.data.transforms import Preprocessing
@@ -377,16 +377,13 @@ def _compose(model: nn.Module) -> Written:
         # transformers has no blocks that only training uses; without them the network answers the same.
         config = replace(config, decoder_depth=config.evaluated_depth, evaluated_depth=None)
     second = record.architecture.startswith("rtdetrv2") or (config.sampling, config.reach) != ("bilinear", 0.5)
-    described, bare = _described(config, second), replace(record, preprocessing=None)
-    documents = transformers_documents(described, bare, config.num_classes, problem=False)
+    documents = transformers_documents(_described(config, second), record, config.num_classes, detector=_PROCESSOR)
     try:
         reread = _config(documents["config.json"], config.num_classes)
     except CheckpointError as error:
         raise UsageError(f"transformers' RT-DETR cannot state this network. {error} Use layout='vitral'.") from error
     if replace(reread, image_size=config.image_size) != config:
         raise UsageError("transformers' RT-DETR cannot state this network. Use layout='vitral'.")
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing, _PROCESSOR)
     table = rows(config)
     return Written(model=network, rows=_with_constants(table, config) if second else table, documents=documents)
 

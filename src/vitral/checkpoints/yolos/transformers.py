@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
 from torch import nn
 
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import from_transformers, to_transformers
+from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, stacked
 from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
 from vitral.checkpoints.yolos.names import catalogue_name, middle_positions, perceptron, position_table
@@ -141,9 +140,7 @@ def _compose(model: nn.Module) -> Written:
     }
     if config.patch_size[0] != config.patch_size[1]:
         raise UsageError(f"transformers' YOLOS has square patches, not {config.patch_size}. Use layout='vitral'.")
-    documents = transformers_documents(described, replace(record, preprocessing=None), config.num_classes, problem=False)
-    if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing, "Yolos")
+    documents = transformers_documents(described, record, config.num_classes, detector="Yolos")
     return Written(model=model, rows=_rows(config), documents=documents)
 
 
