@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from vitral.base.boxes import Objects, cxcywh_to_xyxy, generalized_iou
+from vitral.base.boxes import Objects, cxcywh_to_xyxy, paired_generalized_iou
 from vitral.base.numbers import real_number
 from vitral.errors import TrainingError, UsageError
 
@@ -93,17 +94,17 @@ def match(
                 "and each can be one object. Take a model of more queries, or pictures of fewer objects."
             )
     check_labels(targets, columns - (scoring == "softmax"))
-    tables = [
-        _table(row.float(), box.float(), objects, costs, scoring)
-        for row, box, objects in zip(logits, boxes, targets, strict=True)
-    ]
+    counts = [len(objects.labels) for objects in targets]
+    labels = pad_sequence([objects.labels for objects in targets], batch_first=True)
+    wanted = pad_sequence([objects.boxes.float() for objects in targets], batch_first=True)
     # One copy for the whole batch: on a GPU every one of them waits for all that went before.
-    flat = torch.cat([table.flatten() for table in tables]).cpu()
+    tables = _table(logits.float(), boxes.float(), labels, wanted, costs, scoring).cpu()
+    finite = tables.isfinite().all(1)
     pairs: Pairs = []
-    for place, (table, values) in enumerate(zip(tables, flat.split([table.numel() for table in tables]), strict=True)):
-        if not torch.isfinite(values).all():
+    for place, count in enumerate(counts):
+        if not bool(finite[place, :count].all()):
             raise TrainingError(_not_finite(place, logits[place], boxes[place]))
-        rows, chosen = linear_sum_assignment(values.view(table.shape).numpy())
+        rows, chosen = linear_sum_assignment(tables[place, :, :count].numpy())
         pairs.append((torch.from_numpy(rows).to(logits.device), torch.from_numpy(chosen).to(logits.device)))
     return pairs
 
@@ -123,23 +124,24 @@ def check_labels(targets: Sequence[Objects], classes: int) -> None:
 
 
 def _table(
-    logits: Float[Tensor, "q c"],
-    boxes: Float[Tensor, "q 4"],
-    objects: Objects,
+    logits: Float[Tensor, "b q c"],
+    boxes: Float[Tensor, "b q 4"],
+    labels: Int[Tensor, "b k"],
+    wanted: Float[Tensor, "b k 4"],
     costs: Costs,
     scoring: Literal["softmax", "sigmoid"],
-) -> Float[Tensor, "q k"]:
-    """What every query would cost as every object of one picture."""
-    labels, wanted = objects.labels, objects.boxes.float()
+) -> Float[Tensor, "b q k"]:
+    """What every query would cost as every object of its picture; behind the last object of a picture, anything."""
+    by_label = labels[:, None].expand(-1, logits.shape[1], -1)
     if scoring == "softmax":
-        by_class = -logits.softmax(-1)[:, labels]
+        by_class = -logits.softmax(-1).gather(2, by_label)
     else:
-        found = logits[:, labels].sigmoid()
+        found = logits.gather(2, by_label).sigmoid()
         as_nothing = (1 - costs.alpha) * found**costs.gamma * -(1 - found + _LEAST).log()
         as_object = costs.alpha * (1 - found) ** costs.gamma * -(found + _LEAST).log()
         by_class = as_object - as_nothing
-    by_distance = (boxes[:, None] - wanted[None]).abs().sum(-1)
-    by_overlap = -generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+    by_distance = torch.cdist(boxes, wanted, p=1)
+    by_overlap = -paired_generalized_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(wanted)[:, None])
     return costs.classes * by_class + costs.l1 * by_distance + costs.giou * by_overlap
 
 
