@@ -1,4 +1,4 @@
-"""Vitral beside its peers, here: `make bench`, or `python benchmarks/run.py start model backbones folder memory look train`.
+"""Vitral beside its peers, here: `make bench`, or `python benchmarks/run.py` and the names of some (`--help` lists them).
 
 Every comparison is made in one run, contenders taking turns, medians reported, and written to
 benchmarks/results/<date>-<name>.json with the machine. benchmarks/RESULTS.md tells what they mean.
@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import peers
 from backbones import backbones
+from detection import detection
 from look import look
 from timing import interleaved, machine, whole_process
 from train import train
@@ -145,6 +146,7 @@ BENCHMARKS = {
     "start": start,
     "model": model,
     "backbones": backbones,
+    "detection": detection,
     "folder": folder,
     "memory": memory,
     "look": look,

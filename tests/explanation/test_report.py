@@ -367,10 +367,10 @@ def test_nothing_from_outside_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
-    assert report._called("folder/\udce9.png").encode() == b"?.png"
-    assert report._called("https://example.org/a%20b.jpg?size=3") == "a b.jpg"
-    assert report._called("<bytes>") == "The picture"
-    assert report._called("/") == "picture"
+    assert report.called("folder/\udce9.png").encode() == b"?.png"
+    assert report.called("https://example.org/a%20b.jpg?size=3") == "a b.jpg"
+    assert report.called("<bytes>") == "The picture"
+    assert report.called("/") == "picture"
 
 
 def test_nothing_is_fetched_and_only_our_script_runs() -> None:

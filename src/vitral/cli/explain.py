@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
@@ -15,11 +16,16 @@ from vitral.base.image import PictureSource, read_picture
 from vitral.cli.folder import safe_stem
 from vitral.cli.show import plain
 from vitral.errors import UnknownNameError, UsageError
+from vitral.explanation.detection import OBJECT_METHODS, explain_objects
 from vitral.explanation.explain import explain as explain_picture
 from vitral.explanation.explain import target_class
 from vitral.explanation.methods import DEFAULT, METHODS
+from vitral.explanation.object_report import object_page
+from vitral.explanation.object_result import draw_objects
 from vitral.explanation.report import explanation_page
+from vitral.models.detection.detector import Detector
 from vitral.pipelines.predictor import Predictor, load
+from vitral.tasks.detection.result import check_threshold
 
 __all__ = ["explain"]
 
@@ -35,6 +41,7 @@ def explain(
     layer: str | None,
     head: str | None,
     top_k: int,
+    threshold: float | None = None,
     **loading: Any,
 ) -> None:
     """Look at a picture and leave a page, a drawing of one method's heat, or both.
@@ -44,11 +51,14 @@ def explain(
         model: a checkpoint; see `checkpoints.load.load_model`.
         out: the page's file. None: `<picture>.explained.html` in the working folder, or no page where a drawing is wanted.
         png: the drawing's file; None for none.
-        method: a key of `explanation.methods.METHODS`; None for the usual one.
-        target: the class to explain, by its name or its number; None for the best.
+        method: a key of `explanation.methods.METHODS`, or for a detector of `explanation.detection.OBJECT_METHODS`; None for
+            the usual one.
+        target: the class to explain, by its name or its number; None for the best. Of a detector the objects to explain: all
+            of a class by its name, or one by its number, 0 for the best; None for all.
         layer: for methods that look at one layer: its number or name.
         head: for methods that look at heads: one's number, or "mean", "max".
-        top_k: how many of the best classes the page explains.
+        top_k: how many of the best classes, or of the best objects, the page explains.
+        threshold: of a detector: objects count whose score is above this; None for the usual one.
         **loading: see `pipelines.predictor.load`.
 
     Raises:
@@ -57,44 +67,117 @@ def explain(
     if out is None and png is None:
         out = Path(f"{safe_stem(picture)}.explained.html")
     _check_files(picture, out, png)
-    method = method or DEFAULT
+    if png is None and out is not None and out.suffix.lower() == ".png":
+        out, png = None, out
     places = {"layer": layer, "head": head}
     options: dict[str, Any] = {name: _number(given) for name, given in places.items() if given is not None}
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
-    METHODS[method].check(method, options)
-    if target is not None and not METHODS[method].needs_target:
-        raise UsageError(f"The method {method!r} knows no class; leave --target out.")
+    if method is not None:
+        _check_method(method, target, options)
+    if threshold is not None:
+        check_threshold(threshold)
     if "://" not in picture and not _is_file(picture):
         read_picture(picture)  # it says why not, sooner than a model is loaded
     console = Console(stderr=True, highlight=False)
     with console.status("loading the model") as status:
         predictor = load(model, **loading)
-        chosen = _target(predictor, target)
-        written = []
-        if png is not None:
-            status.update(method)
-            explanation = explain_picture(predictor, picture, method=method, target=chosen, **options)
-            memory = io.BytesIO()
-            explanation.draw().save(memory, "PNG", optimize=True)
-            written.append(("drawing", png, memory.getvalue()))
-        if out is not None:
-            told = explanation_page(
-                predictor,
-                picture if png is None else cast(PictureSource, explanation.picture),  # an address is fetched once
-                top_k=top_k,
-                method=method,
-                target=chosen,
-                on_step=_saying(status.update),
-                **options,
-            )
-            written.append(("page", out, told.encode()))
+        work = _of_objects if isinstance(predictor.model, Detector) else _of_classes
+        written = work(predictor, picture, out, png, method, target, top_k, threshold, options, _saying(status.update))
         for _, path, content in written:
             write_whole(path, content)
     answers = Console(highlight=False)
     for kind, path, content in written:
         hint = "; any browser opens it" if kind == "page" else ""
         answers.print(Text(plain(f"The {kind} lies in {path} ({_size(len(content))}){hint}.")), soft_wrap=True)
+
+
+_Written = tuple[str, Path, bytes]
+"""What was made: what it is, its file, and what is to be written into it."""
+
+
+def _of_classes(
+    predictor: Predictor,
+    picture: str,
+    out: Path | None,
+    png: Path | None,
+    method: str | None,
+    target: str | None,
+    top_k: int,
+    threshold: float | None,
+    options: dict[str, Any],
+    step: Callable[[str], None],
+) -> list[_Written]:
+    """The files about a classifier's answer."""
+    name = method or DEFAULT
+    _check_of_classes(name, target, threshold, options)
+    chosen = _target(predictor, target)
+    written: list[_Written] = []
+    source: PictureSource = picture
+    if png is not None:
+        step(name)
+        explanation = explain_picture(predictor, picture, method=name, target=chosen, **options)
+        source = cast(PictureSource, explanation.picture)  # an address is fetched once
+        written.append(("drawing", png, _as_png(explanation.draw())))
+    if out is not None:
+        told = explanation_page(predictor, source, top_k=top_k, method=name, target=chosen, on_step=step, **options)
+        written.append(("page", out, told.encode()))
+    return written
+
+
+def _check_method(method: str, target: str | None, options: dict[str, Any]) -> None:
+    """Refuse what is wrong whatever the model is, before it is loaded."""
+    known = {**METHODS, **OBJECT_METHODS}
+    if method not in known:
+        raise UnknownNameError("method", method, known)
+    if method not in OBJECT_METHODS:
+        _check_of_classes(method, target, None, options)
+        return
+    # Methods of one name may have an option for objects that they do not have for classes.
+    taken = {*OBJECT_METHODS[method].options, *(METHODS[method].options if method in METHODS else ())}
+    for option in options:
+        if option not in taken:
+            raise UnknownNameError(f"option of the {method} method", option, taken)
+
+
+def _check_of_classes(method: str, target: str | None, threshold: float | None, options: dict[str, Any]) -> None:
+    """Refuse what only detectors know, and what a method does not."""
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    METHODS[method].check(method, options)
+    if target is not None and not METHODS[method].needs_target:
+        raise UsageError(f"The method {method!r} knows no class; leave --target out.")
+    if threshold is not None:
+        raise UsageError("--threshold is for detectors, and this model finds no objects; leave it out.")
+
+
+def _of_objects(
+    predictor: Predictor,
+    picture: str,
+    out: Path | None,
+    png: Path | None,
+    method: str | None,
+    target: str | None,
+    top_k: int,
+    threshold: float | None,
+    options: dict[str, Any],
+    step: Callable[[str], None],
+) -> list[_Written]:
+    """The files about the objects that a detector found."""
+    chosen = None if target is None else target if target in predictor.record.labels else _number(target)
+    asked: dict[str, Any] = {"method": method, "target": chosen, "threshold": threshold, "top_k": top_k, **options}
+    written: list[_Written] = []
+    source = read_picture(picture) if "://" in picture and png is not None and out is not None else picture
+    if png is not None:
+        step("looking")
+        written.append(("drawing", png, _as_png(draw_objects(explain_objects(predictor, source, **asked)))))
+    if out is not None:
+        written.append(("page", out, object_page(predictor, source, on_step=step, **asked).encode()))
+    return written
+
+
+def _as_png(image: Image.Image) -> bytes:
+    memory = io.BytesIO()
+    image.save(memory, "PNG", optimize=True)
+    return memory.getvalue()
 
 
 def _saying(update: Callable[[Text], None]) -> Callable[[str], None]:

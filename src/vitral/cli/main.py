@@ -208,7 +208,7 @@ def _device(given: str | None) -> int | str | None:
 
 _HOW = (
     "How: grad_cam (the usual one), relevance, attention, rollout, legrad, saliency, smoothgrad, integrated_gradients, "
-    "occlusion, rise or logit_lens."
+    "occlusion, rise or logit_lens; for a detector attention, relevance, grad_cam or gradient_times_input."
 )
 
 
@@ -218,16 +218,21 @@ def explain(
     model: _Checkpoint,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page's file; by default PICTURE's name and .explained.html."),
+        typer.Option("--out", "-o", help="The page (.html) or drawing (.png); by default PICTURE.explained.html."),
     ] = None,
     png: Annotated[
         Path | None, typer.Option(help="Draw the heat on the picture into this file; then a page only with --out.")
     ] = None,
     method: Annotated[str | None, typer.Option(help=_HOW)] = None,
-    target: Annotated[str | None, typer.Option(help="The class to explain, by name or number; else the best.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The class to explain, by name or number; of a detector, also an object's number.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="For methods that look at one layer: its number or name.")] = None,
     head: Annotated[str | None, typer.Option(help="For methods that look at heads: a number, mean or max.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes the page explains.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes, or objects, the page explains.")] = 5,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="For a detector: only objects it is surer of than this; 0.5.")
+    ] = None,
     device: _Device = None,
     architecture: _Architecture = None,
 ) -> None:
@@ -239,7 +244,8 @@ def explain(
     vitral explain photo.jpg --model checkpoint/ --png heat.png --method rollout
 
     Leaves a page, one file that needs no network: every attention map of every
-    layer and head to play with, and what each of the best classes rests on.
+    layer and head to play with, and what each of the best classes rests on; of
+    a detector the objects to click, and what each of them rests on.
     """
     from vitral.cli.explain import explain as show
 
@@ -253,6 +259,7 @@ def explain(
         layer=layer,
         head=head,
         top_k=top_k,
+        threshold=threshold,
         device=_device(device),
         architecture=architecture,
     )

@@ -35,7 +35,7 @@ from vitral.layers.attention import ScaledDotProduct
 from vitral.layers.block import Block
 from vitral.layers.position import Grid
 
-__all__ = ["Captured", "Layer", "LayerName", "Part", "attention_layers", "capture", "find_layer"]
+__all__ = ["Captured", "Layer", "LayerName", "Part", "Watch", "attention_layers", "capture", "check_watchable", "find_layer"]
 
 LayerName = SupportsIndex | str
 """A layer by its number among the blocks (from the first, or negative from the last), or by name: "blocks.3.attention"."""
@@ -243,8 +243,7 @@ def attention_layers(model: nn.Module) -> tuple[Layer, ...]:
     Raises:
         UsageError: it has none, or hides them behind `torch.compile`, which forgets whoever began to watch later.
     """
-    if any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()):
-        raise UsageError("A compiled model cannot be watched. Pass the model as it was before torch.compile.")
+    check_watchable(model)
     modules = dict(model.named_modules())
     layers = []
     for path, module in modules.items():
@@ -256,6 +255,16 @@ def attention_layers(model: nn.Module) -> tuple[Layer, ...]:
     if not layers:
         raise UsageError(f"A {type(model).__name__} has no attention to look at.")
     return tuple(layers)
+
+
+def check_watchable(model: nn.Module) -> None:
+    """Refuse a network behind `torch.compile`, which forgets whoever began to watch later.
+
+    Raises:
+        UsageError: saying what to pass instead.
+    """
+    if any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules()):
+        raise UsageError("A compiled model cannot be watched. Pass the model as it was before torch.compile.")
 
 
 def find_layer(layers: Sequence[Layer], asked: LayerName) -> Layer:
@@ -334,7 +343,7 @@ def capture(
     places = _places(heads, "heads"), _places(queries, "queries")
     captured = Captured(wanted, known, wanted_parts)
     handles: list[RemovableHandle] = []
-    watch = _Watch()
+    watch = Watch()
     try:
         handles.append(
             model.register_forward_pre_hook(
@@ -355,7 +364,7 @@ def capture(
             handle.remove()
 
 
-class _Watch:
+class Watch:
     """Lets a hook see what its own `with` asked for, and nothing else.
 
     A forward of another thread through the same model is none of ours, nor is one through a copy that was made meanwhile
@@ -447,7 +456,7 @@ class _Selection:
         return x.index_select(dim, torch.tensor([place % count for place in places], device=x.device))
 
 
-def _watch_tokens(layer: Layer, captured: Captured, watch: _Watch) -> list[RemovableHandle]:
+def _watch_tokens(layer: Layer, captured: Captured, watch: Watch) -> list[RemovableHandle]:
     """Hang hooks where it can be seen how many tokens enter a layer, and on which grid they lie."""
 
     def enter(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -478,7 +487,7 @@ def _watch(
     pick: _Selection,
     mix: bool,
     lay: Callable[[Tensor], Tensor] | None,
-    watch: _Watch,
+    watch: Watch,
 ) -> RemovableHandle:
     """Hang a hook where a part of a layer can be seen."""
     if part in _OF_PRODUCT:
@@ -515,7 +524,7 @@ def _watch_product(
     pick: _Selection,
     mix: bool,
     lay: Callable[[Tensor], Tensor] | None,
-    watch: _Watch,
+    watch: Watch,
 ) -> RemovableHandle:
     # Rows are those of the whole grid, and the product of windows does not know them.
     at_once = pick if lay is None else replace(pick, rows=None)

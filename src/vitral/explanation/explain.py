@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, SupportsIndex, cast, overload, runtime_checkable
+from typing import Any, SupportsIndex, cast, overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitral.base.frame import Seen
 from vitral.base.image import PictureSource
 from vitral.base.numbers import as_integer
-from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import LayerName
+from vitral.explanation.detection import explain_objects
 from vitral.explanation.geometry import TokenGeometry
 from vitral.explanation.methods import DEFAULT, METHODS, check_fits
+from vitral.explanation.prepares import Prepares, check_predictor
 from vitral.explanation.question import Question, ScoreOf
 from vitral.explanation.result import Explanation
 from vitral.explanation.stages import cell_of
+from vitral.models.detection.detector import Detector
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
 
-__all__ = ["Prepares", "Target", "check_predictor", "explain", "target_class"]
+__all__ = ["Target", "explain", "target_class"]
 
 _TOGETHER = 16
 """Pictures of a list that are computed at once; with gradients a DeiT-Tiny needs 40 MB for each, a ViT-B four times that."""
@@ -33,26 +35,12 @@ Target = SupportsIndex | str | ScoreOf | None
 """What to explain: a class by its place or its name, a score of one's own, or nothing: the best class."""
 
 
-@runtime_checkable
-class Prepares(Protocol):
-    """What an explanation needs of a predictor."""
-
-    model: nn.Module
-    record: Record
-    preprocessing: Preprocessing
-    device: torch.device
-    dtype: torch.dtype
-
-    def prepare(self, source: PictureSource) -> tuple[Float[Tensor, "c y x"], Seen]:
-        """A picture as the model's input, and what it shows."""
-
-
 @overload
 def explain(
     predictor: Prepares,
     picture: list[Any],
     *,
-    method: str = ...,
+    method: str | None = ...,
     target: Target | Iterable[Target] = ...,
     layer: LayerName | None = ...,
     head: SupportsIndex | str | None = ...,
@@ -63,7 +51,7 @@ def explain(
     predictor: Prepares,
     picture: PictureSource,
     *,
-    method: str = ...,
+    method: str | None = ...,
     target: Target | Iterable[Target] = ...,
     layer: LayerName | None = ...,
     head: SupportsIndex | str | None = ...,
@@ -73,29 +61,32 @@ def explain(
     predictor: Prepares,
     picture: PictureSource | list[Any],
     *,
-    method: str = DEFAULT,
+    method: str | None = None,
     target: Target | Iterable[Target] = None,
     layer: LayerName | None = None,
     head: SupportsIndex | str | None = None,
     **options: Any,
-) -> Explanation | list[Explanation]:
+) -> Explanation | list[Any]:
     """Which parts of a picture mattered.
 
     Args:
         predictor: see `pipelines.predictor.load`.
         picture: a path, address, bytes, file object, Pillow image, array or tensor; or a list of them, which is computed
             as a batch.
-        method: a key of `explanation.methods.METHODS`, whose functions tell of their options.
+        method: a key of `explanation.methods.METHODS`, whose functions tell of their options; None for the usual one. Of a
+            detector a key of `explanation.detection.OBJECT_METHODS`.
         target: the class to explain, by its place or its name; by default the best one. Or a function from the model's
             output to one number per picture, for scores that are no class (not for every method; attention is followed back
             from the tokens that the model's own answer is read from). For a list of pictures also one for each of
-            them; a list for one picture explains it once for each.
+            them; a list for one picture explains it once for each. Of a detector the objects to explain, by their places
+            among those that were found (0 is the best one) or the name of their class; by default all.
         layer: for methods that look at one layer: which, by number or name.
         head: for methods that look at heads: one of them, or "mean", "max".
-        **options: of the method.
+        **options: of the method; for a detector also `threshold` and `top_k`, which objects count.
 
     Returns:
-        An explanation, or a list of them for a list of pictures or targets.
+        An explanation, or a list of them for a list of pictures or targets. Of a detector always a list, with an
+        `ObjectExplanation` for each object (best first), and for a list of pictures a list of such lists.
 
     Raises:
         PictureError: a picture cannot be read.
@@ -104,6 +95,13 @@ def explain(
             the latter case it names the methods that work.
     """
     check_predictor(predictor)
+    if isinstance(predictor.model, Detector):
+        asked: dict[str, Any] = {"method": method, "target": target, **options}
+        asked |= {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
+        if isinstance(picture, list):
+            return [explain_objects(predictor, one, **asked) for one in picture]
+        return cast(Any, explain_objects(predictor, picture, **asked))
+    method = DEFAULT if method is None else method
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     chosen = options | {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
@@ -132,18 +130,6 @@ def explain(
         for place, explanation in zip(places, explained, strict=True):
             found[place] = explanation
     return found if many else found[0]
-
-
-def check_predictor(predictor: Any) -> None:
-    """Refuse what is no predictor, and one whose model's answers are left to chance.
-
-    Raises:
-        UsageError: saying which.
-    """
-    if not isinstance(predictor, Prepares):
-        raise UsageError(f"A predictor was expected; a {type(predictor).__name__} came. Make one of it with vitral.load(…).")
-    if predictor.model.training:
-        raise UsageError("The model is in training mode, where dropout changes its answers. Call model.eval() first.")
 
 
 def _batches(groups: Iterable[list[int]]) -> Iterator[list[int]]:

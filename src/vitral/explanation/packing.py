@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vitral.errors import UsageError
 from vitral.explanation.capture import Captured, Layer, attention_layers, capture
-from vitral.explanation.explain import Prepares
 from vitral.explanation.methods import attends
+from vitral.explanation.prepares import Prepares
 from vitral.explanation.stages import moved
 from vitral.layers.position import Grid
 from vitral.models.output import EncoderOutput

@@ -25,16 +25,17 @@ from vitral.base.frame import Seen
 from vitral.base.image import Picture, PictureSource
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.embeddings import PositionSimilarity, position_similarity
-from vitral.explanation.explain import Prepares, check_predictor, explain, target_class
+from vitral.explanation.explain import explain, target_class
 from vitral.explanation.geometry import TokenGeometry
 from vitral.explanation.methods import DEFAULT, METHODS, attends, check_fits, title_of
 from vitral.explanation.packing import Store, membership, pack_maps
+from vitral.explanation.prepares import Prepares, check_predictor
 from vitral.explanation.result import Explanation
 from vitral.explanation.statistics import head_distances
 from vitral.models.output import EncoderOutput
 from vitral.tasks.classification.result import Classification, Options, decode
 
-__all__ = ["explanation_page"]
+__all__ = ["called", "explanation_page"]
 
 _LONGEST = 720  # pixels of the picture on the page
 _SMALL = 96  # pixels: what is no larger is enlarged with hard edges, and kept without loss
@@ -108,7 +109,7 @@ def explanation_page(
     }
     step("writing")
     return page.document(
-        f"{_called(seen.name)}, as the model sees it",
+        f"{called(seen.name)}, as the model sees it",
         '<noscript><p class="asleep">The maps are drawn by a script inside this page; please allow it.</p></noscript>',
         '<p class="asleep" id="asleep"></p>',
         _explorer(told, _classes(classes)),
@@ -223,7 +224,7 @@ def _resource(name: str) -> str:
     return files("vitral.explanation").joinpath(name).read_text("utf-8")
 
 
-def _called(name: str) -> str:
+def called(name: str) -> str:
     """A picture's name without the folders before it; names that are no valid Unicode are made so."""
     if re.fullmatch(r"<[\w ]+>", name):  # it came as bytes, an array, …
         return "The picture"

@@ -13,8 +13,8 @@ from vitral.base.frame import Seen
 from vitral.base.image import PictureSource
 from vitral.base.numbers import real_number
 from vitral.errors import UnknownNameError, UsageError
-from vitral.explanation.explain import Prepares
 from vitral.explanation.geometry import TokenGeometry
+from vitral.explanation.prepares import Prepares
 from vitral.explanation.result import Explanation
 
 __all__ = ["BASELINES", "baseline", "centred_gaussian", "random_heat"]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
-from vitral.explanation.explain import Prepares, target_class
+from vitral.explanation.explain import target_class
+from vitral.explanation.prepares import Prepares
 from vitral.explanation.result import Explanation
 from vitral.tasks.classification.result import scores_of
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from vitral.base.image import PictureSource
 from vitral.base.numbers import all_finite, real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
-from vitral.explanation.explain import Prepares, check_predictor, explain
+from vitral.explanation.explain import explain
 from vitral.explanation.faithfulness.baselines import BASELINES, baseline
 from vitral.explanation.faithfulness.curves import best_class, insertion_deletion, perturbation
 from vitral.explanation.faithfulness.localisation import energy_inside, pointing_game, segmentation_scores
 from vitral.explanation.faithfulness.randomisation import ranks
 from vitral.explanation.methods import METHODS
+from vitral.explanation.prepares import Prepares, check_predictor
 from vitral.explanation.result import Explanation
 
 __all__ = ["MEASURES", "Estimate", "Faithfulness", "Sample", "bootstrap_interval", "evaluate", "judge"]

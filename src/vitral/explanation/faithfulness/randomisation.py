@@ -14,8 +14,9 @@ from torch import nn
 from vitral.base.image import PictureSource
 from vitral.base.numbers import all_finite
 from vitral.errors import UsageError
-from vitral.explanation.explain import Prepares, explain
+from vitral.explanation.explain import explain
 from vitral.explanation.methods import DEFAULT
+from vitral.explanation.prepares import Prepares
 
 __all__ = ["Randomisation", "randomisation_sensitivity", "ranks", "spearman"]
 
