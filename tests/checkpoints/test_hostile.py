@@ -541,7 +541,9 @@ def test_offline_an_uncached_repository_is_refused_at_once(tmp_path: Path) -> No
     assert ran.returncode == 0, ran.stderr
     seconds, message = ran.stdout.split(" ", 1)
     assert float(seconds) < 5
-    assert message.startswith("nobody/has-this-one is not in this machine's cache and the Hub cannot be reached")
+    assert message.startswith(
+        "There is no folder nobody/has-this-one here; as a name on the Hub, it is not in this machine's"
+    )
     assert "HF_HUB_OFFLINE" in message
 
 
@@ -563,3 +565,14 @@ def test_errors_are_the_builtin_ones_too(folder: Path) -> None:
         assert issubclass(kind, ValueError)
     with pytest.raises(UsageError, match="num_classes must be 0 or more; -2 came"):
         load_model(folder, num_classes=-2)
+
+
+@pytest.mark.parametrize("within", ["", "step-00000012"])
+def test_what_a_training_leaves_is_answered_with_the_model_in_it(within: str, tmp_path: Path) -> None:
+    """A run's folder holds no weights itself, and its checkpoints hold an optimiser beside them."""
+    for folder in ("best", "step-00000012"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    (tmp_path / "run" / "step-00000012" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"of a training.*use .*best\."):
+        load_model(tmp_path / "run" / within)

@@ -52,8 +52,8 @@ def fetch_repository(text: str) -> Path:
         if not isinstance(error, OSError | ValueError | RuntimeError | errors.HfHubHTTPError | _http_errors()):
             raise
         raise HubError(
-            f"{name} is not in this machine's cache and the Hub cannot be reached ({type(error).__name__}). Check the "
-            "network (and HF_HUB_OFFLINE), or give the path of a folder or file."
+            f"There is no folder {name} here; as a name on the Hub, it is not in this machine's cache and the Hub cannot be "
+            f"reached ({type(error).__name__}). Give the path of a folder or file, or check the network and HF_HUB_OFFLINE."
         ) from error
     return folder
 

@@ -93,6 +93,12 @@ def _open_folder(folder: Path, source: str) -> Files:
     for name in _WEIGHTS:
         if (folder / name).is_file():
             return _open_file(folder / name, source, folder)
+    for run in (folder, folder.parent):  # what a training leaves, or one of the checkpoints it goes on from
+        best = next(
+            (run / name for name in ("best", "last") if (run / "recipe.json").is_file() and (run / name).is_dir()), None
+        )
+        if best is not None:
+            raise CheckpointError(f"{source} is of a training, whose model lies in a folder within it: use {best}.")
     others = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".npz", *_PICKLES)]
     others = [path for path in others if not path.name.startswith(_TRAINING_STATE)]
     if len(others) == 1:

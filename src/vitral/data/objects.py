@@ -467,7 +467,9 @@ def read_objects(
         problems, sound = problems_of(draft, source.tree.files)
         if problems and bad == "refuse":
             more = f" {len(problems) - 1:,} more have something wrong." if len(problems) > 1 else ""
-            raise UsageError(f'{problems[0]}{more} Look with `vitral data check`, or leave them out with bad="skip".')
+            raise UsageError(
+                f"{problems[0]}{more} Look with `vitral data check`, or leave them out: --bad-pictures skip (bad='skip')."
+            )
         entries = draft.entries if bad == "keep" else sound
         sets[draft.split] = _set(draft, entries, source, f"{Path(str(path)).name or path}/{draft.split}", problems)
     return ObjectSplits(**sets)
