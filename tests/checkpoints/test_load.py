@@ -38,7 +38,7 @@ def test_the_front_door_leads_here() -> None:
     assert vitral.save_model is save_model
     libraries, authors = (
         {"vitral", "transformers", "timm", "torchvision"},
-        {"google", "shi-labs", "microsoft", "facebook", "whai362"},
+        {"google", "shi-labs", "microsoft", "facebook", "whai362", "hustvl", "fundamentalvision", "lyuwenyu"},
     )
     assert {layout.name for layout in LAYOUTS} == libraries | authors
 

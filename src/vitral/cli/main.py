@@ -178,7 +178,7 @@ def predict(
     vitral predict photo.jpg --model facebook/deit-tiny-patch16-224
     vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
     vitral predict holiday/ --model checkpoint/ --json | jq '.classes[0].label'
-    vitral predict street.jpg --model facebook/detr-resnet-50 --threshold 0.7 --out found
+    vitral predict street.jpg --model facebook/detr-resnet-50 --threshold 0.7
 
     Ends with code 1 if a picture could not be read; the others are answered for.
     """

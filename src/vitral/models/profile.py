@@ -78,7 +78,8 @@ def profile(model: Network, size: int | tuple[int, int] | None = None, batch: in
         batch: how many pictures.
 
     Raises:
-        UsageError: a size or a batch that is none, or that the network cannot take.
+        UsageError: a size or a batch that is none, or that the network cannot take; or a network whose costs depend on what
+            it sees, as those of regions do.
     """
     given = model.config.image_size if size is None else (size, size) if isinstance(size, int) else size
     if len(given) != 2:
@@ -90,8 +91,13 @@ def profile(model: Network, size: int | tuple[int, int] | None = None, batch: in
         pixels = torch.empty(batch, model.config.channels, height, width)
     theirs = FlopCounterMode(display=False)
     # With gradients recorded, as every quick road of ours, which no counter knows, is then closed.
-    with torch.enable_grad(), torch.autocast("cpu", enabled=False), Counter() as ours, theirs:
-        hollow(pixels)
+    try:
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False), Counter() as ours, theirs:
+            hollow(pixels)
+    except NotImplementedError as error:  # a value was asked for, and nothing has one here
+        raise UsageError(
+            f"What a {type(model).__name__} computes depends on what it sees, so that its cost cannot be told beforehand."
+        ) from error
     return Cost(
         size=(height, width),
         batch=batch,
