@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.cli.conftest import LABELS
 from vitral.cli import evaluate as cli_evaluate
+from vitral.cli import evaluate_pictures
 from vitral.errors import PictureError, UnknownNameError, UsageError
 from vitral.pipelines.predictor import load
 
@@ -125,7 +126,7 @@ def test_a_folder_is_left_whole_or_as_it_was(
     def full(*_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli_evaluate, "_table_of", full)
+    monkeypatch.setattr(evaluate_pictures, "_table_of", full)
     with pytest.raises(OSError, match="No space left"):
         ask(out=tmp_path)
     assert (tmp_path / "evaluation.html").read_text() == "old"
@@ -155,10 +156,12 @@ def test_names_that_steer_terminals_or_look_like_markup_are_shown_as_they_are(
     ask: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[Any] = []
-    monkeypatch.setattr(cli_evaluate, "_show", found.append)
+    monkeypatch.setattr(cli_evaluate, "_show", lambda *shown: found.append(shown))
     ask()
     monkeypatch.undo()
-    cli_evaluate._show(replace(found[0], classes=("[bold]a[/]", "\x1b[31mb", "c"), model="[red]", data="\x1b]0;x"))
+    [(evaluation, kind)] = found
+    named = replace(evaluation, classes=("[bold]a[/]", "\x1b[31mb", "c"), model="[red]", data="\x1b]0;x")
+    cli_evaluate._show(named, kind)
     said = capsys.readouterr().out
     assert "[bold]a[/]" in said
     assert "[red]" in said

@@ -11,6 +11,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from vitral.pipelines.predictor import Failure
@@ -18,7 +19,7 @@ from vitral.tasks.classification.result import Classification
 from vitral.tasks.detection.result import Detections
 from vitral.tasks.features import Features
 
-__all__ = ["Screen", "json_line", "picture_bar", "plain"]
+__all__ = ["Screen", "columns", "json_line", "picture_bar", "plain"]
 
 _WIDEST = 100
 _BAR = 22
@@ -28,6 +29,15 @@ _MANY = 8  # pictures that are worth a progress bar
 def plain(text: str) -> str:
     """A text of strangers (a file's name, a label) without the signs that could steer a terminal."""
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
+def columns(first: str, *others: str) -> Table:
+    """An empty table of names and numbers: `first` stands on the left, the numbers are aligned on their right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black")
+    table.add_column(Text(first), overflow="ellipsis", no_wrap=True)
+    for name in others:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    return table
 
 
 def json_line(content: dict[str, Any]) -> str:
