@@ -165,7 +165,7 @@ def test_places_of_rtdetr_are_transformers(tmp_path: Path) -> None:
         ours(pixels)
     with their_places(theirs) as places:
         expected = theirs(pixels, output_attentions=True)
-    assert found.layers == ("decoder.0.asking", "decoder.1.asking")
+    assert found.layers == ("decoder.0.cross_attention", "decoder.1.cross_attention")
     for one, weights in zip(found, expected.cross_attentions, strict=True):
         assert one.grids == ((8, 12), (4, 6), (2, 3))
         assert_same(one.weights.flatten(3), weights.flatten(3), 1e-5)
@@ -209,9 +209,12 @@ def test_nothing_is_left_behind_and_mistakes_are_told() -> None:
     with pytest.raises(RuntimeError, match="meanwhile"), capture_samples(model) as found:
         raise RuntimeError("meanwhile")
     assert not any(module._forward_pre_hooks for module in model.modules())
-    with pytest.raises(UsageError, match=r"Nothing passed decoder\.0\.asking"):
-        _ = found["decoder.0.asking"]
-    with pytest.raises(UnknownNameError, match=r"decoder\.0\.asking"), capture_samples(model, "decoder.0.askin"):
+    with pytest.raises(UsageError, match=r"Nothing passed decoder\.0\.cross_attention"):
+        _ = found["decoder.0.cross_attention"]
+    with (
+        pytest.raises(UnknownNameError, match=r"decoder\.0\.cross_attention"),
+        capture_samples(model, "decoder.0.cross_attentio"),
+    ):
         pass
     with pytest.raises(UsageError, match="no deformable attention"), capture_samples(torch.nn.Linear(1, 1)):
         pass

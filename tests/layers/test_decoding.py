@@ -65,7 +65,7 @@ def test_a_decoder_block_is_transformers(masked: bool) -> None:
         encoder_hidden_states=memory,
         encoder_attention_mask=bias() if masked else None,
     )
-    found = ours(queries, asking, memory, memory + positions, SEEN if masked else None)
+    found = ours(queries, asking, memory + positions, memory, SEEN if masked else None)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

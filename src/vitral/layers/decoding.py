@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,16 +74,25 @@ class DecoderBlock(nn.Module):
         heads: number of heads of either attention.
         mlp_width: hidden channels of the feed-forward network.
         activation: its nonlinearity.
+        cross_attention: how queries ask the picture: called with what they ask by and the context of the block; None for
+            `CrossAttention`, whose context is tokens with their positions, tokens without, and which of them hold something.
         dropout: probability of dropping attention weights, hidden channels and branches in training.
     """
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, activation: Activation = "relu", *, dropout: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        activation: Activation = "relu",
+        *,
+        cross_attention: nn.Module | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention = CrossAttention(width, heads, dropout=dropout)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attention = CrossAttention(width, heads, dropout=dropout)
+        self.cross_attention = cross_attention or CrossAttention(width, heads, dropout=dropout)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width, activation, dropout=dropout)
         self.norm3 = nn.LayerNorm(width)
@@ -92,22 +102,20 @@ class DecoderBlock(nn.Module):
         self,
         queries: Float[Tensor, "b q d"],
         positions: Float[Tensor, "#b q d"],
-        memory: Float[Tensor, "b n d"],
-        placed: Float[Tensor, "b n d"],
-        seen: Bool[Tensor, "b 1 1 n"] | None = None,
+        *context: Any,
+        sees: Bool[Tensor, "#b 1 q q"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Transform the queries.
 
         Args:
             queries: what is known so far.
             positions: what tells one query from another.
-            memory: the tokens of a picture, for what they tell.
-            placed: the same with their positions, for what they are found by; every block is given the same.
-            seen: which tokens hold something; None for all.
+            *context: of the attention to the picture; every block is given the same.
+            sees: which queries may see which; None for all.
         """
         asking = queries + positions
-        queries = self.norm1(queries + self.dropout(self.attention(asking, asking, queries)))
-        found = self.cross_attention(queries + positions, placed, memory, seen)
+        queries = self.norm1(queries + self.dropout(self.attention(asking, asking, queries, sees)))
+        found = self.cross_attention(queries + positions, *context)
         queries = self.norm2(queries + self.dropout(found))
         normed: Tensor = self.norm3(queries + self.mlp(queries))
         return normed

@@ -346,10 +346,10 @@ def _block_rows(ours: str, theirs: str, *, decoder: bool) -> list[Row]:
     }
     if decoder:
         names |= {
-            "asking.offsets": "encoder_attn.sampling_offsets",
-            "asking.weights": "encoder_attn.attention_weights",
-            "asking.value": "encoder_attn.value_proj",
-            "asking.projection": "encoder_attn.output_proj",
+            "cross_attention.offsets": "encoder_attn.sampling_offsets",
+            "cross_attention.weights": "encoder_attn.attention_weights",
+            "cross_attention.value": "encoder_attn.value_proj",
+            "cross_attention.projection": "encoder_attn.output_proj",
             "norm2": "encoder_attn_layer_norm",
         }
     return [row for one, other in names.items() for row in renamed(f"{ours}.{one}", f"{theirs}.{other}")]

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from vitral.base.boxes import Objects
 from vitral.base.config import check_choices
 from vitral.errors import UsageError
-from vitral.layers.cross import CrossAttention
-from vitral.layers.decoding import Perceptron, initialise_xavier
+from vitral.layers.decoding import DecoderBlock, Perceptron, initialise_xavier
 from vitral.layers.deformable import DeformableAttention
 from vitral.layers.linear import Linear
 from vitral.layers.mlp import Mlp
@@ -45,7 +44,6 @@ __all__ = [
     "VARIANTS",
     "DeformableDETR",
     "DeformableDETRConfig",
-    "DeformableDecoderBlock",
     "DeformableEncoderBlock",
     "Proposals",
 ]
@@ -200,50 +198,6 @@ class DeformableEncoderBlock(nn.Module):
         return normed
 
 
-class DeformableDecoderBlock(nn.Module):
-    """Queries attend to each other, look at a few places of all maps, then a feed-forward network; each before a norm.
-
-    Args:
-        config: which network's.
-    """
-
-    def __init__(self, config: DeformableDETRConfig) -> None:
-        super().__init__()
-        self.attention = CrossAttention(config.width, config.heads, dropout=config.dropout)
-        self.norm1 = nn.LayerNorm(config.width)
-        self.cross_attention = DeformableAttention(config.width, config.heads, config.levels, config.decoder_points)
-        self.norm2 = nn.LayerNorm(config.width)
-        self.mlp = Mlp(config.width, config.mlp_width, "relu", dropout=config.dropout)
-        self.norm3 = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-
-    def forward(
-        self,
-        queries: Float[Tensor, "b q d"],
-        positions: Float[Tensor, "#b q d"],
-        reference: Float[Tensor, "#b q #l c"],
-        memory: Float[Tensor, "b m d"],
-        grids: Sequence[Grid],
-        present: Bool[Tensor, "b m"] | None = None,
-    ) -> Float[Tensor, "b q d"]:
-        """Transform the queries; for the arguments see `DeformableAttention`.
-
-        Args:
-            queries: what is known so far.
-            positions: what tells one query from another, added to what they ask.
-            reference: the points or boxes they stand at, on each map.
-            memory: the cells of all maps.
-            grids: rows and columns of each map.
-            present: which cells are the picture's.
-        """
-        asking = queries + positions
-        queries = self.norm1(queries + self.dropout(self.attention(asking, asking, queries)))
-        found = self.cross_attention(queries + positions, reference, memory, grids, present)
-        queries = self.norm2(queries + self.dropout(found))
-        normed: Tensor = self.norm3(queries + self.mlp(queries))
-        return normed
-
-
 class Proposals(nn.Module):
     """Every cell proposes a box, and the best ones become queries (Zhu et al. 2021, appendix A.4).
 
@@ -320,7 +274,7 @@ class DeformableDETR(Detector):
             self.reference = Linear(width, 2)
             nn.init.xavier_uniform_(self.reference.weight)
             nn.init.zeros_(self.reference.bias)
-        self.decoder = nn.ModuleList(DeformableDecoderBlock(config) for _ in range(config.decoder_depth))
+        self.decoder = nn.ModuleList(_decoder_block(config) for _ in range(config.decoder_depth))
         count = config.decoder_depth if config.refine else 1
         self.heads = nn.ModuleList(_class_head(config) for _ in range(count))
         # The first box is small; what refines it begins with no change.
@@ -417,6 +371,12 @@ def _projections(config: DeformableDETRConfig) -> nn.ModuleList:
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(cast(Tensor, layer.bias))
     return nn.ModuleList(nn.Sequential(layer, nn.GroupNorm(_GROUPS, config.width)) for layer in layers)
+
+
+def _decoder_block(config: DeformableDETRConfig) -> DecoderBlock:
+    """One whose queries look at a few places of all maps."""
+    places = DeformableAttention(config.width, config.heads, config.levels, config.decoder_points)
+    return DecoderBlock(config.width, config.heads, config.mlp_width, cross_attention=places, dropout=config.dropout)
 
 
 def _class_head(config: DeformableDETRConfig) -> Linear:

@@ -135,7 +135,7 @@ class DETR(Detector):
         queries = torch.zeros_like(asking).expand(memory.shape[0], -1, -1)
         auxiliary: list[Predicted] = []
         for place, block in enumerate(self.decoder):
-            queries = block(queries, asking, memory, placed, seen)
+            queries = block(queries, asking, placed, memory, seen)
             if self.training and place < len(self.decoder) - 1:
                 auxiliary.append(self.predicted(self.norm(queries)))
         queries = self.norm(queries)

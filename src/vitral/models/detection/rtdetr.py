@@ -34,10 +34,10 @@ from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
 from vitral.layers.conv import ConvNorm
 from vitral.layers.cross import CrossAttention
-from vitral.layers.decoding import Perceptron
+from vitral.layers.decoding import DecoderBlock, Perceptron
 from vitral.layers.deformable import DeformableAttention, Sampling
 from vitral.layers.linear import Linear
-from vitral.layers.mlp import Activation, Mlp
+from vitral.layers.mlp import Activation
 from vitral.layers.position import Grid
 from vitral.models.backbones import resnet
 from vitral.models.backbones.resnet import ResNet, ResNetConfig
@@ -47,7 +47,7 @@ from vitral.models.detection.hybrid_encoder import HybridEncoder, HybridEncoderC
 from vitral.models.network import MapConfig, check_ranges
 from vitral.models.output import Denoised, Predicted, SetOutput
 
-__all__ = ["PAPERS", "RTDETR", "VARIANTS", "DeformableBlock", "RTDETRConfig"]
+__all__ = ["PAPERS", "RTDETR", "VARIANTS", "RTDETRConfig"]
 
 _RANGES: dict[str, tuple[float, float]] = {
     "image_size": (1, 100_000),
@@ -140,50 +140,6 @@ class RTDETRConfig(MapConfig):
         return tuple(range(stages - len(self.points), stages))
 
 
-class DeformableBlock(nn.Module):
-    """Queries attend to each other, ask a few places of the maps, then a feed-forward network; each followed by a norm.
-
-    Args:
-        config: which network's.
-    """
-
-    def __init__(self, config: RTDETRConfig) -> None:
-        super().__init__()
-        width, heads, points = config.width, config.heads, config.points
-        self.attention = CrossAttention(width, heads, dropout=config.dropout)
-        self.norm1 = nn.LayerNorm(width)
-        self.asking = DeformableAttention(width, heads, len(points), points, sampling=config.sampling, reach=config.reach)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, config.hidden, config.activation, dropout=config.dropout)
-        self.norm3 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-
-    def forward(
-        self,
-        queries: Float[Tensor, "b q d"],
-        positions: Float[Tensor, "b q d"],
-        reference: Float[Tensor, "b q 4"],
-        memory: Float[Tensor, "b m d"],
-        grids: Sequence[Grid],
-        sees: Bool[Tensor, "1 1 q q"] | None = None,
-    ) -> Float[Tensor, "b q d"]:
-        """Apply the block.
-
-        Args:
-            queries: what they are so far.
-            positions: where they are, in their own channels.
-            reference: the same as boxes, cxcywh in [0, 1].
-            memory: the cells of all maps.
-            grids: rows and columns of each map.
-            sees: which queries may see which; None for all.
-        """
-        placed = queries + positions
-        queries = self.norm1(queries + self.dropout(self.attention(placed, placed, queries, sees)))
-        found = self.asking(queries + positions, reference[:, :, None], memory, grids)
-        queries = self.norm2(queries + self.dropout(found))
-        return cast(Tensor, self.norm3(queries + self.mlp(queries)))
-
-
 class RTDETR(Detector):
     """A real-time detection transformer.
 
@@ -205,7 +161,7 @@ class RTDETR(Detector):
         self.proposal_box = Perceptron((width, width, width, 4))
         self.noisy = _embedding(config) if config.noise.queries else None
         self.position = Perceptron((4, 2 * width, width))
-        self.decoder = nn.ModuleList(DeformableBlock(config) for _ in range(depth))
+        self.decoder = nn.ModuleList(_decoder_block(config) for _ in range(depth))
         self.classes = nn.ModuleList(Linear(width, config.num_classes) for _ in range(depth))
         self.boxes = nn.ModuleList(Perceptron((width, width, width, 4)) for _ in range(depth))
         _initialise(self)
@@ -297,8 +253,9 @@ class RTDETR(Detector):
         """What every block says in training, and what the last one says in evaluation; and what queries have become."""
         depth = self.config.decoder_depth if self.training else self.config.evaluated_depth or self.config.decoder_depth
         said, before = [], reference
-        for place, block in enumerate(cast(Sequence[DeformableBlock], self.decoder)[:depth]):
-            queries = block(queries, self.position(reference.to(queries.dtype)), reference, memory, grids, sees)
+        for place, block in enumerate(cast(Sequence[DecoderBlock], self.decoder)[:depth]):
+            positions = self.position(reference.to(queries.dtype))
+            queries = block(queries, positions, reference[:, :, None], memory, grids, sees=sees)
             step = self.boxes[place](queries)
             refined = (step + _logit(reference)).sigmoid()
             if self.training or place == depth - 1:
@@ -388,9 +345,16 @@ def _initialise(model: RTDETR) -> None:
             nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(0.5))
         for layer in (attention.query, attention.key, attention.value, attention.projection):
             nn.init.zeros_(layer.bias)
-    for block in cast(Sequence[DeformableBlock], model.decoder):
+    for block in cast(Sequence[DecoderBlock], model.decoder):
         nn.init.xavier_uniform_(block.mlp.up.weight)
         nn.init.xavier_uniform_(block.mlp.down.weight)
+
+
+def _decoder_block(config: RTDETRConfig) -> DecoderBlock:
+    """One whose queries ask a few places of the maps, in the reach of their boxes."""
+    width, heads, points = config.width, config.heads, config.points
+    places = DeformableAttention(width, heads, len(points), points, sampling=config.sampling, reach=config.reach)
+    return DecoderBlock(width, heads, config.hidden, config.activation, cross_attention=places, dropout=config.dropout)
 
 
 def _on(name: str, *, learns: bool = False) -> ResNetConfig:
