@@ -34,10 +34,15 @@ from vitral.data.object_source import (
 from vitral.data.tree import some
 from vitral.errors import UsageError
 
-__all__ = ["coco_files", "coco_json", "read_coco"]
+__all__ = ["coco_files", "coco_json", "holds_coco", "read_coco"]
 
 _PREFIX, _BESIDE = "instances_", "_annotations.coco.json"
 _BITS = 63  # of the largest id
+
+
+def holds_coco(source: Source) -> bool:
+    """Whether a source has a file of annotations of COCO's name."""
+    return any(_is_annotation(posixpath.basename(name)) for name in source.tree.files)
 
 
 def coco_files(source: Source) -> dict[str, str]:

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from vitral.base.disk import whole_folder
 from vitral.base.image import Picture, read_picture
 from vitral.base.numbers import as_integer
-from vitral.data.coco import coco_files, coco_json, read_coco
+from vitral.data.coco import coco_files, coco_json, holds_coco, read_coco
 from vitral.data.object_source import Draft, Entry, Problem, Row, Source, is_picture, open_source, problems_of, safe_name
 from vitral.data.pictures import PictureStore
 from vitral.data.voc import holds_voc, read_voc, voc_xml
@@ -410,8 +410,7 @@ def _formats(source: Source) -> tuple[ObjectFormat, ...]:
     found: list[ObjectFormat] = []
     if source.only is not None:
         return ("coco",) if source.only.lower().endswith(".json") else ("yolo",)
-    if any(posixpath.basename(name).startswith("instances_") or name.endswith("_annotations.coco.json")
-           for name in source.tree.files if name.endswith(".json")):  # fmt: skip
+    if holds_coco(source):
         found.append("coco")
     if holds_voc(source):
         found.append("voc")
