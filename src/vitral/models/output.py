@@ -11,7 +11,19 @@ from torch import Tensor
 from vitral.base.boxes import xyxy_to_cxcywh
 from vitral.models.detection.anchors import corrected, within_edges
 
-__all__ = ["Denoised", "DenseOutput", "EncoderOutput", "Level", "Predicted", "Pyramid", "RegionOutput", "SetOutput"]
+__all__ = [
+    "Denoised",
+    "DenseOutput",
+    "EncoderOutput",
+    "Level",
+    "MapOutput",
+    "MaskOutput",
+    "Predicted",
+    "PredictedMasks",
+    "Pyramid",
+    "RegionOutput",
+    "SetOutput",
+]
 
 
 class EncoderOutput(NamedTuple):
@@ -182,6 +194,51 @@ class RegionOutput(NamedTuple):
         best = self.logits[..., :-1].argmax(-1)[..., None, None].expand(-1, -1, 1, 4)
         chosen = self.offsets.gather(2, best)[:, :, 0]
         return _relative(corrected(chosen.float(), self.regions, self.weights), self.sizes[:, None])
+
+
+class MapOutput(NamedTuple):
+    """What every cell of a map shows; the map may be coarser than the picture (Long et al. 2015, FCN).
+
+    Attributes:
+        logits: of the classes, which exclude each other (b c i j). The map covers the whole input, whatever its size.
+        auxiliary: in training, the logits of heads that read maps further down (b c _ _), so that learning reaches them.
+    """
+
+    logits: Float[Tensor, "b c i j"]
+    auxiliary: tuple[Float[Tensor, "b c _ _"], ...] = ()
+
+
+class PredictedMasks(NamedTuple):
+    """What is said of every query's mask.
+
+    Attributes:
+        logits: a number for each class and, behind them, nothing (b q c).
+        masks: the logits of every query's pixels (b q i j).
+    """
+
+    logits: Float[Tensor, "b q c"]
+    masks: Float[Tensor, "b q i j"]
+
+
+class MaskOutput(NamedTuple):
+    """A set of masks: every query is one thing, one kind of stuff, or nothing (Cheng et al. 2021, MaskFormer, section 3.2).
+
+    Attributes:
+        logits: of the last layer, of the classes and, behind them, nothing (b q c).
+        masks: the logits of every query's pixels (b q i j). The map covers the whole input, and may be coarser.
+        queries: what the queries are behind the last layer (b q d).
+        auxiliary: in training, what the layers before the last one say, the first layer first; taught as the last one is.
+        boxes: of every query, cxcywh in [0, 1] of the picture without what fills the batch up (b q 4), where the network
+            says them.
+        canvas: (height, width) to which masks are brought before anything is decided from them; None: as they are.
+    """
+
+    logits: Float[Tensor, "b q c"]
+    masks: Float[Tensor, "b q i j"]
+    queries: Float[Tensor, "b q d"]
+    auxiliary: tuple[PredictedMasks, ...] = ()
+    boxes: Float[Tensor, "b q 4"] | None = None
+    canvas: tuple[int, int] | None = None
 
 
 def _relative(boxes: Float[Tensor, "b q 4"], sizes: Float[Tensor, "b 1 2"]) -> Float[Tensor, "b q 4"]:
