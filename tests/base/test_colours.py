@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from skimage.color import rgb2lab
 
-from vitral.base.colours import COLOUR_MAPS, ColourMap, coloured, stretched
+from vitral.base.colours import COLOUR_MAPS, OKABE_ITO, ColourMap, coloured, distinct_colours, stretched, voc_colours
 from vitral.errors import UnknownNameError, UsageError
 
 names = pytest.mark.parametrize("name", get_args(ColourMap))
@@ -118,3 +119,27 @@ def test_numbers_all_the_same_and_whole_numbers() -> None:
 def test_what_is_no_number_has_no_colour(bad: float, signed: bool) -> None:
     with pytest.raises(UsageError, match="2 of 4 numbers are NaN or infinite and have no colour"):
         stretched(np.array([0.0, bad, bad, 1.0]), signed=signed)
+
+
+def test_vocs_palette_is_the_one_in_its_files() -> None:
+    table = voc_colours(300)
+    # Number, red, green and blue as the development kit lists them: aeroplane, bicycle, sofa, tv/monitor, ignored.
+    for number, colour in ((0, "000000"), (1, "800000"), (2, "008000"), (18, "00c000"), (20, "004080"), (255, "e0e0c0")):
+        assert table[number].tobytes().hex() == colour
+    assert len(np.unique(table, axis=0)) == 300
+    assert voc_colours(0).shape == (0, 3)
+
+
+def test_colours_of_kinds_are_told_apart() -> None:
+    table = distinct_colours(256)
+    assert table[:7].tolist() == [list(colour) for colour in OKABE_ITO]
+    assert (distinct_colours(3000)[:256] == table).all()
+    lab = rgb2lab(table[None] / 255)[0]
+    for count, least in ((20, 25), (150, 9)):  # CIE 1976: 2.3 is just seen
+        away = np.linalg.norm(lab[:count, None] - lab[None, :count], axis=-1) + 1e9 * np.eye(count)
+        assert away.min() > least
+    assert len(np.unique(distinct_colours(1000), axis=0)) == 1000
+    assert distinct_colours(9000).shape == (9000, 3)
+    assert distinct_colours(0).shape == (0, 3)
+    with pytest.raises(UsageError, match="count must be a whole number"):
+        distinct_colours.__wrapped__(-1)  # type: ignore[attr-defined]

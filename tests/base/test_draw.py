@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vitral.base import draw
-from vitral.base.draw import draw_bars, draw_boxes, draw_heat
+from vitral.base.colours import distinct_colours
+from vitral.base.draw import draw_bars, draw_boxes, draw_classes, draw_heat, draw_masks, draw_segments
 from vitral.errors import UsageError
 
 
@@ -217,3 +218,106 @@ def test_boxes_that_cannot_be_drawn_are_said() -> None:
         draw_boxes(image, np.zeros((2, 4)), [("a", 1.0)], [0, 1])
     with pytest.raises(UsageError, match="boxes to draw are not all finite"):
         draw_boxes(image, np.full((1, 4), np.nan), [("a", 1.0)], [0])
+
+
+def halves(height: int = 60, width: int = 80) -> np.ndarray:
+    numbers = np.zeros((height, width), np.uint8)
+    numbers[:, width // 2 :] = 3
+    return numbers
+
+
+def near(drawn: np.ndarray, colour: np.ndarray, ground: int = 120) -> np.ndarray:
+    """Where a colour covers more than half of a grey ground."""
+    return np.abs(drawn.astype(float) - (0.55 * colour + 0.45 * ground)).max(-1) <= 1
+
+
+def test_classes_have_colours_and_a_legend_below() -> None:
+    image = Image.new("RGB", (400, 300), (120, 120, 120))
+    numbers = halves(300, 400)
+    numbers[:50] = 255
+    sheet = np.asarray(draw_classes(image, numbers, ("sky", "a", "b", "road")))
+    assert (np.asarray(image) == 120).all()
+    assert sheet.shape[1] == 400
+    table = distinct_colours(4)
+    assert near(sheet[60:300, :190], table[0]).all()
+    assert near(sheet[60:300, 210:], table[3]).all()
+    assert (sheet[:45] == 120).all()  # ignored
+    legend = sheet[300:]
+    for colour in (table[0], table[3]):
+        assert (legend == colour).all(-1).sum() > 100
+    assert not (legend == table[1]).all(-1).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 900), (900, 7), (200, 300)])
+def test_the_legend_stays_on_the_sheet_whatever_comes(height: int, width: int) -> None:
+    numbers = np.random.default_rng(0).integers(0, 60, (height, width))
+    labels = tuple(f"a class of a rather long name, or so it seems, number {place}" for place in range(60))
+    sheet = draw_classes(Image.new("RGB", (width, height)), numbers, labels)
+    pixels = np.asarray(sheet)[height:]
+    assert sheet.width == max(width, 360)
+    assert (pixels[:, -6:] == 255).all()
+    assert (pixels[:, :6] == 255).all()
+    assert (pixels[-6:] == 255).all()
+    if height == 200:
+        assert sheet.height > draw_classes(Image.new("RGB", (width, height)), numbers, labels, most=23).height - 25
+        assert (np.asarray(draw_classes(Image.new("RGB", (width, height)), numbers, labels, most=9))[height:] != 255).any()
+
+
+def test_masks_are_drawn_within_themselves_and_the_first_lies_on_top() -> None:
+    image = Image.new("RGB", (300, 200), (120, 120, 120))
+    masks = np.zeros((3, 200, 300), bool)
+    masks[0, 20:120, 20:150], masks[1, 60:180, 100:280] = True, True
+    drawn = np.asarray(draw_masks(image, masks, [("a", 0.5), ("b", 0.25), ("nothing", 0.1)], [0, 4, 5]))
+    table = distinct_colours(6)
+    assert (np.asarray(image) == 120).all()
+    assert (drawn[~masks.any(0)] == 120).all()
+    assert (drawn[20, 20:150] == (24, 32, 46)).all()  # the hairline
+    assert (drawn[21, 22:148] == table[0]).all()  # the line
+    assert near(drawn[30:60, 30:90], table[0]).all()
+    assert near(drawn[150:175, 110:270], table[4]).all()
+    over = drawn[110:117, 110:145].astype(float)  # where both are
+    assert np.abs(over - (0.55 * table[0] + 0.45 * (0.55 * table[4] + 0.45 * 120))).max() <= 2
+    assert (drawn[80:160] == table[4]).all(-1).sum() > 200  # its label
+    none = draw_masks(image, masks[:0], [], [])
+    assert (np.asarray(none) == 120).all()
+
+
+def test_segments_are_drawn_as_far_as_they_have_rows() -> None:
+    image = Image.new("RGB", (300, 200), (120, 120, 120))
+    numbers = halves(200, 300).astype(np.int32) * 1000
+    numbers[150:] = 7
+    drawn = np.asarray(draw_segments(image, numbers, {3000: ("road", 0.5), 7: ("sky", 1.0)}))
+    table = distinct_colours(2)
+    assert (drawn[:145, :145] == 120).all()
+    assert near(drawn[5:60, 160:], table[0]).all()
+    assert near(drawn[190:195, 5:], table[1]).all()
+    assert (drawn[100, 150] == (24, 32, 46)).all()
+
+
+@pytest.mark.parametrize("shape", ["comb", "ring", "noise", "dot"])
+def test_labels_begin_within_their_masks(shape: str) -> None:
+    numbers = np.random.default_rng(0)
+    mask = numbers.random((30, 40)) < 0.3 if shape == "noise" else np.zeros((30, 40), bool)
+    if shape == "comb":
+        mask[:, ::5] = True
+    elif shape == "ring":
+        mask[2:28, 2:38] = True
+        mask[4:26, 4:36] = False
+    elif shape == "dot":
+        mask[29, 39] = True
+    x, y = draw._heart(mask)
+    assert mask[y, x]
+
+
+def test_maps_and_masks_that_cannot_be_drawn_are_said() -> None:
+    image = photograph()
+    with pytest.raises(UsageError, match="A map of 30 × 20 pixels came for a picture of 20 × 30"):
+        draw_classes(image, np.zeros((30, 20), int), ("a",))
+    with pytest.raises(UsageError, match="Pixels of class 4 came to be drawn; there are 2 classes"):
+        draw_classes(image, np.full((20, 30), 4), ("a", "b"))
+    with pytest.raises(UsageError, match="A map of 30 × 20 pixels"):
+        draw_segments(image, np.zeros((30, 20), int), {})
+    with pytest.raises(UsageError, match="Masks of 30 × 20 pixels"):
+        draw_masks(image, np.zeros((1, 30, 20), bool), [("a", 1.0)], [0])
+    with pytest.raises(UsageError, match="1 masks, 0 rows and 1 kinds came"):
+        draw_masks(image, np.zeros((1, 20, 30), bool), [], [0])

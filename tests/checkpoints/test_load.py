@@ -38,7 +38,8 @@ def test_the_front_door_leads_here() -> None:
     assert vitral.save_model is save_model
     libraries, authors = (
         {"vitral", "transformers", "timm", "torchvision"},
-        {"google", "shi-labs", "microsoft", "facebook", "whai362", "hustvl", "fundamentalvision", "lyuwenyu"},
+        {"google", "shi-labs", "microsoft", "facebook", "whai362", "hustvl", "fundamentalvision", "lyuwenyu"}
+        | {"nvlabs", "openmmlab", "rstrudel", "beckschen", "milesial"},
     )
     assert {layout.name for layout in LAYOUTS} == libraries | authors
 

@@ -223,6 +223,58 @@ DETECTORS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         {"image_processor_type": "RTDetrImageProcessor", "size": {"height": 96, "width": 96}, "do_normalize": False},
     ),
     "rt-detr, the usual": ("rt_detr", "RTDetr", {"image_processor_type": "RTDetrImageProcessor"}),
+    "detr, panoptic": (
+        "detr",
+        "Detr",
+        {"image_processor_type": "DetrImageProcessor", "size": {"shortest_edge": 90, "longest_edge": 150}}
+        | {"format": "coco_panoptic"},
+    ),
+    "segformer": (
+        "segformer",
+        "Segformer",
+        {"image_processor_type": "SegformerImageProcessor", "size": {"height": 96, "width": 64}, "do_reduce_labels": True},
+    ),
+    "segformer, of before 2023": (
+        "segformer",
+        "Segformer",
+        {"feature_extractor_type": "SegformerFeatureExtractor", "size": 64, "reduce_labels": True},
+    ),
+    "segformer, not resized": (
+        "segformer",
+        "Segformer",
+        {"image_processor_type": "SegformerImageProcessor", "do_resize": False},
+    ),
+    "maskformer": (
+        "maskformer",
+        "MaskFormer",
+        {"image_processor_type": "MaskFormerImageProcessor", "size": {"shortest_edge": 80, "longest_edge": 133}}
+        | {"size_divisor": 32, "num_labels": 150, "ignore_index": 255, "do_reduce_labels": True},
+    ),
+    "maskformer, of a size already": (
+        "maskformer",
+        "MaskFormer",
+        {"image_processor_type": "MaskFormerImageProcessor", "size": {"shortest_edge": 90, "longest_edge": 1333}},
+    ),
+    "maskformer, of before 2023": (
+        "maskformer",
+        "MaskFormer",
+        {"feature_extractor_type": "MaskFormerFeatureExtractor", "size": 80, "max_size": 133, "size_divisor": 16},
+    ),
+    "mask2former, exactly": (
+        "mask2former",
+        "Mask2Former",
+        {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 70, "width": 90}},
+    ),
+    "mask2former, to no multiple": (
+        "mask2former",
+        "Mask2Former",
+        {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 70, "width": 90}, "size_divisor": 0},
+    ),
+    "mask2former": (
+        "mask2former",
+        "Mask2Former",
+        {"image_processor_type": "Mask2FormerImageProcessor", "size": {"shortest_edge": 64, "longest_edge": 256}},
+    ),
 }
 
 
@@ -248,6 +300,26 @@ def test_a_detector_without_a_processor_is_read_as_usual() -> None:
     assert square is not None
     assert (square.resize, square.size, square.mean, square.scale) == ("exact", (640, 640), (0.0,) * 3, 1 / 255)
     assert from_transformers({"pad_size": {"height": 9, "width": 9}}, "detr", (800, 1333)) is None
+    segmenter = from_transformers({}, "segformer", (320, 480))
+    assert segmenter is not None
+    assert (segmenter.resize, segmenter.size, segmenter.mean) == ("exact", (320, 480), IMAGENET_MEAN)
+    for kind in ("maskformer", "mask2former"):
+        assert from_transformers({}, kind, (64, 64)) == replace(detection(multiple=32), rounding="up", resizer="torch")
+        assert from_transformers({"pad_size": {"height": 9, "width": 9}}, kind, (64, 64)) is None
+
+
+@pytest.mark.parametrize(
+    ("processor", "prepared", "told"),
+    [
+        ("MaskFormer", {"multiple": 16}, "takes what remains of 16 pixels off sides"),
+        ("Detr", {"multiple": 32, "rounding": "up"}, "makes sides multiples of 32, rounding up"),
+        ("Yolos", {"multiple": 16, "rounding": "up"}, "makes sides multiples of 16, rounding up"),
+        ("Segformer", {}, "all pictures of one shape, and cuts none"),
+    ],
+)
+def test_what_a_segmenters_processor_cannot_do_is_refused(processor: Any, prepared: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        to_transformers(replace(detection(), **prepared), processor)
 
 
 def test_what_a_detectors_processor_cannot_state_is_refused() -> None:

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
 from tests.data.annotated import coco
+from tests.data.segmented import pairs, panoptic
 from tests.data.trees import folder
 
 Vitral = Callable[..., Result]
@@ -106,3 +108,31 @@ def test_bad_boxes_are_named(vitral: Vitral, tmp_path: Path) -> None:
     assert "annotation 0 (b.jpg): Its box is 0 pixels wide" in lines[begin + 1]
     assert lines[begin + 11] == "  … and 3 more"
     assert "1 class has no object in val:" in lines
+
+
+def test_segmented_pictures_are_told_by_shares_and_what_is_assumed(vitral: Vitral, tmp_path: Path) -> None:
+    values = np.zeros((10, 20), dtype=np.int64)
+    values[:5], values[0, :10] = 1, 255
+    root = pairs(tmp_path / "segments", {"a": values})
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 0, ran.output
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    assert ["train", "1", "0.0", "5.00", "%"] in lines
+    assert ["class", "0", "50.00", "%"] in lines
+    assert ["class", "1", "45.00", "%"] in lines
+    assert "Read as semantic. As nothing says otherwise, 0 to 1 are the 2 classes; 255 says" in ran.stdout
+    assert "Nothing is wrong with pictures or labels." in ran.stdout
+    (root / "classes.txt").write_text("sky\n")
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 1
+    assert "1 time a label file holds what is no class:" in ran.stdout
+    assert "90 pixels hold 1, which is no class." in ran.stdout
+    assert json.loads(vitral("data", "check", root, "--json").stdout)["problems"][0]["annotation"] == "1"
+
+
+def test_a_json_of_segments_is_no_json_of_boxes(vitral: Vitral, tmp_path: Path) -> None:
+    root = panoptic(tmp_path / "segments")
+    ran = vitral("data", "check", root / "annotations" / "panoptic_val2017.json")
+    assert ran.exit_code == 0, ran.output
+    assert ["dog", "thing", "14.58", "%"] in [line.split() for line in ran.stdout.splitlines()]
+    assert "Read as panoptic." in ran.stdout

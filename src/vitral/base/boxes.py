@@ -43,6 +43,11 @@ class Objects(NamedTuple):
     boxes: Float[Tensor, "k 4"]
     masks: Bool[Tensor, "k y x"] | None = None
 
+    def to(self, device: torch.device) -> Objects:
+        """The same objects on a device."""
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Objects(self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True), masks)
+
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
     """Centre and size → corners, in the same unit."""

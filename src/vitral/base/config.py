@@ -100,7 +100,7 @@ def _value(hint: Any, value: Any, where: str, file: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _value(next(arg for arg in args if arg is not type(None)), value, where, file)
+        return _value(_meant([arg for arg in args if arg is not type(None)], value), value, where, file)
     if is_dataclass(hint):
         return restored(cast(type, hint), value, where, file)
     if origin is tuple and isinstance(value, list):
@@ -116,6 +116,15 @@ def _value(hint: Any, value: Any, where: str, file: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise CheckpointError(f"{where} in {file} is {value!r}; expected {getattr(hint, '__name__', hint)}.")
+
+
+def _meant(kinds: list[Any], value: Any) -> Any:
+    """Of several annotations the one that a JSON value is of: the dataclass with the likest fields, or the first."""
+    if not isinstance(value, dict) or not all(map(is_dataclass, kinds)):
+        return kinds[0]
+    named = [{field.name for field in fields(kind)} for kind in kinds]
+    differing = [len(names ^ value.keys()) for names in named]
+    return kinds[differing.index(min(differing))]
 
 
 def value_of(kind: Any, given: Any, name: str) -> Any:

@@ -11,8 +11,8 @@ import contextlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ _WEIGHTS = (
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar")
 _TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
 _WRAPPERS = ("ema", "model", "state_dict", "teacher", "model_ema", "model_state", "student", "net", "module")
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.module.")
+_WRAPPED = ("module.", "_orig_mod.")  # by whoever runs a network in several processes, or compiles it
+_PART = ("backbone.", "model.", "encoder.module.")  # of what was trained: names of some layouts begin so, too
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class Files:
     config: dict[str, Any] = field(default_factory=dict)
     preprocessor: dict[str, Any] = field(default_factory=dict)
     native: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def part(self) -> Files | None:
+        """The network, where a training saved it as a part of something larger ("backbone.…"); None where it did not."""
+        if self.kind != "pickle" or not any(name.startswith(_PART) for name in self.tensors):
+            return None
+        return replace(self, tensors=_without(_PART, self.tensors))
 
 
 def open_files(source: str | Path) -> Files:
@@ -214,10 +222,13 @@ def _unwrapped(content: Any, name: str) -> Tensors:
         content = inner
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, not a dictionary of tensors.")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in _PREFIXES:
-        if any(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return _without(_WRAPPED, {str(key): value for key, value in content.items() if isinstance(value, Tensor)})
+
+
+def _without(prefixes: Sequence[str], tensors: Tensors) -> Tensors:
+    """The tensors by names without these prefixes, where they have them."""
+    for prefix in prefixes:
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 

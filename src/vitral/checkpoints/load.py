@@ -21,11 +21,14 @@ from vitral.checkpoints.deformable_detr import fundamentalvision as deformable_d
 from vitral.checkpoints.deformable_detr import transformers as deformable_detr_transformers
 from vitral.checkpoints.detr import facebook as detr_facebook
 from vitral.checkpoints.detr import transformers as detr_transformers
+from vitral.checkpoints.fcn import torchvision as fcn_torchvision
 from vitral.checkpoints.files import Files, open_files
 from vitral.checkpoints.hybrid import google as hybrid_google
 from vitral.checkpoints.hybrid import timm as hybrid_timm
 from vitral.checkpoints.hybrid import transformers as hybrid_transformers
 from vitral.checkpoints.layout import Layout, Plan
+from vitral.checkpoints.mask2former import transformers as mask2former_transformers
+from vitral.checkpoints.maskformer import transformers as maskformer_transformers
 from vitral.checkpoints.mixer import google as mixer_google
 from vitral.checkpoints.mixer import timm as mixer_timm
 from vitral.checkpoints.pvt import timm as pvt_timm
@@ -34,11 +37,19 @@ from vitral.checkpoints.pvt import whai362 as pvt_whai362
 from vitral.checkpoints.region import torchvision as region_torchvision
 from vitral.checkpoints.rtdetr import lyuwenyu as rtdetr_lyuwenyu
 from vitral.checkpoints.rtdetr import transformers as rtdetr_transformers
+from vitral.checkpoints.segformer import nvlabs as segformer_nvlabs
+from vitral.checkpoints.segformer import transformers as segformer_transformers
+from vitral.checkpoints.segmenter import openmmlab as segmenter_openmmlab
+from vitral.checkpoints.segmenter import rstrudel as segmenter_rstrudel
+from vitral.checkpoints.setr import openmmlab as setr_openmmlab
 from vitral.checkpoints.swin import microsoft as swin_microsoft
 from vitral.checkpoints.swin import timm as swin_timm
 from vitral.checkpoints.swin import torchvision as swin_torchvision
 from vitral.checkpoints.swin import transformers as swin_transformers
 from vitral.checkpoints.table import fill
+from vitral.checkpoints.transunet import beckschen as transunet_beckschen
+from vitral.checkpoints.unet import milesial as unet_milesial
+from vitral.checkpoints.upernet import transformers as upernet_transformers
 from vitral.checkpoints.vit import google, timm, torchvision, transformers
 from vitral.checkpoints.xcit import facebook as xcit_facebook
 from vitral.checkpoints.xcit import timm as xcit_timm
@@ -54,9 +65,13 @@ LAYOUTS: tuple[Layout, ...] = (
     # Before the plain ViT, whose names are among theirs.
     yolos_transformers.LAYOUT,
     yolos_hustvl.LAYOUT,
+    transunet_beckschen.LAYOUT,
     hybrid_transformers.LAYOUT,
     hybrid_timm.LAYOUT,
     hybrid_google.LAYOUT,
+    *segformer_transformers.LAYOUTS,  # before PVT's, which a Mix Transformer is one of
+    *segformer_nvlabs.LAYOUTS,
+    upernet_transformers.LAYOUT,  # before what it stands on
     pvt_timm.LAYOUT,
     swin_transformers.LAYOUT,
     swin_timm.LAYOUT,
@@ -75,8 +90,9 @@ LAYOUTS: tuple[Layout, ...] = (
     xcit_facebook.LAYOUT,
     cvt_transformers.LAYOUT,
     cvt_microsoft.LAYOUT,
-    detr_transformers.LAYOUT,
-    detr_facebook.LAYOUT,
+    *detr_transformers.LAYOUTS,
+    *detr_facebook.LAYOUTS,
+    fcn_torchvision.LAYOUT,  # before the residual network that it stands on
     convolutional_transformers.LAYOUT,
     *convolutional_timm.LAYOUTS,  # before torchvision, whose names they use
     *convolutional_torchvision.LAYOUTS,
@@ -85,6 +101,12 @@ LAYOUTS: tuple[Layout, ...] = (
     deformable_detr_fundamentalvision.LAYOUT,
     rtdetr_transformers.LAYOUT,
     rtdetr_lyuwenyu.LAYOUT,
+    setr_openmmlab.LAYOUT,
+    segmenter_openmmlab.LAYOUT,
+    segmenter_rstrudel.LAYOUT,
+    maskformer_transformers.LAYOUT,
+    mask2former_transformers.LAYOUT,
+    unet_milesial.LAYOUT,
 )
 """Every layout we read, in the order they are tried."""
 
@@ -148,6 +170,8 @@ def _same_family(architecture: Any, config: type) -> None:
 
 def _plan(files: Files, architecture: Any) -> Plan:
     layout = next((layout for layout in LAYOUTS if layout.recognises(files)), None)
+    if layout is None and (part := files.part) is not None:
+        files, layout = part, next((layout for layout in LAYOUTS if layout.recognises(part)), None)
     if layout is None:
         layouts, names = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS)), ", ".join(sorted(files.tensors)[:4])
         said = f" of model_type {files.config['model_type']!r}" if "model_type" in files.config else ""

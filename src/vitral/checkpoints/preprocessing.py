@@ -75,12 +75,21 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     },
 }
 _PROCESSORS["CLIP"] = _PROCESSORS["Bit"]
+# What it does to the labels of a training, `do_reduce_labels`, is no matter of pictures.
+_PROCESSORS["Segformer"] = {
+    "size": {"height": 512, "width": 512},
+    "resample": 2,
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+}
 
-DetectorProcessor = Literal["Detr", "DeformableDetr", "Yolos", "RTDetr"]
-"""Detectors that have a processor of their own in transformers, which also makes objects of what they say."""
+DetectorProcessor = Literal["Detr", "DeformableDetr", "Yolos", "RTDetr", "Segformer", "MaskFormer", "Mask2Former"]
+"""Detectors and segmenters that have a processor of their own in transformers, which also reads what they say."""
 
 _USUAL_LONGEST = 1333  # where a file of before 2023 gives a number for the shorter side alone
 _USUAL_MULTIPLE = 16  # of YOLOS, whatever its patches
+_USUAL_DIVISOR = 32  # of MaskFormer and Mask2Former, which round up
+_ROUNDING_UP = ("MaskFormer", "Mask2Former")
 _DETR = {
     "size": {"shortest_edge": 800, "longest_edge": _USUAL_LONGEST},
     "resample": 2,
@@ -92,6 +101,8 @@ _DETECTORS: dict[DetectorProcessor, dict[str, Any]] = {
     "DeformableDetr": _DETR,
     "Yolos": _DETR,
     "RTDetr": {**_DETR, "size": {"height": 640, "width": 640}, "do_normalize": False},
+    "MaskFormer": _DETR,
+    "Mask2Former": _DETR,
 }
 _PROCESSORS |= cast(dict[str, dict[str, Any]], _DETECTORS)
 
@@ -108,6 +119,9 @@ _FAMILIES = {
     "yolos": "Yolos",
     "rt_detr": "RTDetr",
     "rt_detr_v2": "RTDetr",
+    "segformer": "Segformer",
+    "maskformer": "MaskFormer",
+    "mask2former": "Mask2Former",
 }
 # Steps that other processors take and these do not; a file that asks for one is not read as if it did not.
 _OTHER_STEPS = ("do_pad", "crop_pct", "do_flip_channel_order", "offset", "size_divisor", "do_thumbnail")
@@ -172,7 +186,9 @@ def from_transformers(processor: dict[str, Any], model_type: str, image_size: tu
     named = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
     family = re.sub(r"(ImageProcessor|FeatureExtractor).*", "", named) or _FAMILIES.get(model_type, "ViT")
     # Detectors fill batches up, which is no matter of one picture, unless to a size that is always the same.
-    others = ("pad_size", *_OTHER_STEPS[1:]) if family in _DETECTORS else _OTHER_STEPS
+    others: tuple[str, ...] = ("pad_size", *_OTHER_STEPS[1:]) if family in _DETECTORS else _OTHER_STEPS
+    if family in _ROUNDING_UP:
+        others = tuple(step for step in others if step != "size_divisor")
     if family not in _PROCESSORS or any(processor.get(step) for step in others):
         return None
     told = {**_PROCESSORS[family], **{key: value for key, value in processor.items() if value is not None}}
@@ -202,11 +218,17 @@ def _for_detector(told: dict[str, Any], family: str, image_size: tuple[int, int]
         size = {"shortest_edge": size, "longest_edge": told.get("max_size", _USUAL_LONGEST)}
     resize, edge = _size(size) if told.get("do_resize", True) else ("none", image_size)
     longest = size.get("longest_edge") if resize == "shortest_edge" else None
+    multiple = _USUAL_MULTIPLE if family == "Yolos" else 1
+    if family in _ROUNDING_UP:  # both names are in use, and 0 is none
+        multiple = int(told.get("size_divisor", told.get("size_divisibility", _USUAL_DIVISOR))) or 1
+        if resize == "exact":
+            edge = (-(-edge[0] // multiple) * multiple, -(-edge[1] // multiple) * multiple)
     return Preprocessing(
         resize=cast(Any, resize),
         size=edge,
         longest=None if longest is None else int(longest),
-        multiple=_USUAL_MULTIPLE if longest is not None and family == "Yolos" else 1,
+        multiple=1 if longest is None else multiple,
+        rounding="up" if longest is not None and family in _ROUNDING_UP and multiple > 1 else "down",
         resizer="torch",
         **_values(told),
     )
@@ -234,6 +256,8 @@ def to_transformers(preprocessing: Preprocessing, detector: DetectorProcessor | 
     Raises:
         UsageError: transformers has no processor that would do so.
     """
+    if detector == "Segformer":
+        return _of_segformer(preprocessing)
     if detector is not None:
         return _of_detector(preprocessing, detector)
     if preprocessing.longest is not None:
@@ -269,12 +293,16 @@ def to_transformers(preprocessing: Preprocessing, detector: DetectorProcessor | 
 
 def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> dict[str, Any]:
     height, width = preprocessing.size
-    limited = preprocessing.longest is not None
+    limited, rounds_up = preprocessing.longest is not None, detector in _ROUNDING_UP
     wrong = {
         f"cuts {preprocessing.crop}": preprocessing.crop is not None,
         "keeps the shape without a limit for the longer side": preprocessing.resize == "shortest_edge" and not limited,
-        f"makes sides multiples of {preprocessing.multiple}": limited
-        and preprocessing.multiple != (_USUAL_MULTIPLE if detector == "Yolos" else 1),
+        f"makes sides multiples of {preprocessing.multiple}, rounding {preprocessing.rounding}": limited
+        and not rounds_up
+        and (preprocessing.multiple, preprocessing.rounding) != (_USUAL_MULTIPLE if detector == "Yolos" else 1, "down"),
+        f"takes what remains of {preprocessing.multiple} pixels off sides": rounds_up
+        and preprocessing.multiple > 1
+        and preprocessing.rounding == "down",
     }
     found = [what for what, present in wrong.items() if present]
     if found:
@@ -286,9 +314,14 @@ def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> d
     size = (
         {"shortest_edge": height, "longest_edge": preprocessing.longest} if limited else {"height": height, "width": width}
     )
+    own: dict[str, Any] = {"format": "coco_detection"}
+    if rounds_up:
+        own = {"size_divisor": preprocessing.multiple, "ignore_index": 255, "do_reduce_labels": False}
+        if not limited and preprocessing.resize == "exact":  # the size is what rounding led to
+            own["size_divisor"] = math.gcd(_USUAL_DIVISOR, height, width)
     return {
         "image_processor_type": f"{detector}ImageProcessor",
-        "format": "coco_detection",
+        **own,
         "do_resize": preprocessing.resize != "none",
         "size": size,
         "resample": next(number for number, name in _RESAMPLE.items() if name == preprocessing.interpolation),
@@ -298,6 +331,21 @@ def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> d
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
         "do_pad": detector != "RTDetr",
+    }
+
+
+def _of_segformer(preprocessing: Preprocessing) -> dict[str, Any]:
+    if preprocessing.crop is not None or preprocessing.resize == "shortest_edge":
+        raise UsageError(
+            "The SegformerImageProcessor of transformers makes all pictures of one shape, and cuts none; a preprocessing "
+            "that does otherwise it cannot state. Use layout='vitral'."
+        )
+    stated = to_transformers(preprocessing)
+    kept = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return {
+        "image_processor_type": "SegformerImageProcessor",
+        **{key: stated[key] for key in kept},
+        "do_reduce_labels": False,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -16,52 +16,100 @@ from vitral.data.check import DataReport, Range, Sample, check
 from vitral.data.manifest import MANIFEST_SUFFIXES
 from vitral.data.object_check import ObjectReport, check_objects
 from vitral.data.objects import ObjectFormat, object_formats
+from vitral.data.segment_check import SegmentReport, check_segments
+from vitral.data.segments import SegmentKind, segment_kinds
 from vitral.data.tree import WHOLE
 from vitral.errors import UsageError
 
 __all__ = ["check_data"]
 
 _MOST = 10  # names of one kind
+_MOST_CLASSES = 30  # rows of a table of classes
 
 
-def check_data(path: str, *, as_json: bool, workers: int | None = None, format: ObjectFormat | None = None) -> int:
+def check_data(
+    path: str,
+    *,
+    as_json: bool,
+    workers: int | None = None,
+    format: ObjectFormat | None = None,
+    segments: SegmentKind | None = None,
+    void: Sequence[int] | None = None,
+    offset: int | None = None,
+    labels: str | None = None,
+) -> int:
     """Read every picture of a source, and show what was found on stdout, as JSON if so wished.
 
+    Where a source has both boxes and the class, object or segment of every pixel, boxes are looked at unless `segments` asks
+    for the others.
+
     Args:
-        path: a source; see `vitral.data.splits.all_splits`, and `vitral.data.objects.read_objects` for pictures with boxes.
+        path: a source; see `vitral.data.splits.all_splits`, `vitral.data.objects.read_objects` for pictures with boxes, and
+            `vitral.data.segments.read_segments` for segmented ones.
         as_json: whether stdout receives one line of JSON instead of a table and sentences.
         workers: threads that read; one per processor, up to 8, unless told.
         format: how the annotations of boxes lie, where a source has them in several formats.
+        segments: what is read of every pixel; None to see for oneself.
+        void: numbers in label files that say that nothing is known of a pixel.
+        offset: the number of the first class in label files.
+        labels: the folder of label files, where several could be it.
 
     Returns:
-        How many pictures could not be read; where there are boxes, how much is wrong altogether.
+        How many pictures could not be read; where there are boxes or label files, how much is wrong altogether.
 
     Raises:
         UsageError: the source cannot be understood.
     """
     errors = Console(stderr=True, highlight=False)
-    annotated = format is not None or _holds_objects(path)
+    meaning = {name: value for name, value in (("void", void), ("offset", offset), ("labels", labels)) if value is not None}
+    if format is not None and (segments is not None or meaning):
+        raise UsageError("A format is of boxes; leave it out to look at the segments of pictures.")
+    asked = segments is not None or bool(meaning)
+    listed = not asked and path.lower().endswith(".json") and "panoptic" in _segment_kinds(path)  # JSON of no boxes
+    annotated = format is not None or (not asked and not listed and _holds_objects(path))
+    segmented = asked or listed or (not annotated and bool(_segment_kinds(path)))
     with picture_bar(errors) as progress:
         bar = progress.add_task("pictures", total=None)
 
         def advance(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
-        report: DataReport | ObjectReport
+        report: DataReport | ObjectReport | SegmentReport
         if annotated:
             report = check_objects(path, format=format, workers=workers, on_progress=advance)
+        elif segmented:
+            report = check_segments(path, segments, workers=workers, on_progress=advance, **meaning)
         else:
             report = check(path, workers=workers, on_progress=advance)
     if as_json:
         sys.stdout.write(json_line(report.to_dict()) + "\n")
     else:
         answers = Console(highlight=False)
-        for table in _object_tables(report) if isinstance(report, ObjectReport) else [_table(report)]:
+        tables, told = _shown(report)
+        for table in tables:
             answers.print(table)
-        told = _object_sentences(report) if isinstance(report, ObjectReport) else _sentences(report)
         answers.print(Text("\n").join(told), soft_wrap=True)
     sys.stdout.flush()
-    return len(report.problems) if isinstance(report, ObjectReport) else len(report.unreadable)
+    return len(report.unreadable) if isinstance(report, DataReport) else len(report.problems)
+
+
+def _shown(report: DataReport | ObjectReport | SegmentReport) -> tuple[Iterable[Table], Iterable[Text]]:
+    """A report as tables and sentences."""
+    if isinstance(report, ObjectReport):
+        return _object_tables(report), _object_sentences(report)
+    if isinstance(report, SegmentReport):
+        return _segment_tables(report), _segment_sentences(report)
+    return [_table(report)], _sentences(report)
+
+
+def _segment_kinds(path: str) -> tuple[SegmentKind, ...]:
+    """What a source says of every pixel; one that cannot be looked into says nothing, and is complained of elsewhere."""
+    if path == "digits" or path.lower().endswith(MANIFEST_SUFFIXES) or not os.path.exists(os.path.expanduser(path)):  # noqa: PTH110, PTH111
+        return ()
+    try:
+        return segment_kinds(path)
+    except UsageError:
+        return ()
 
 
 def _holds_objects(path: str) -> bool:
@@ -194,6 +242,82 @@ def _object_sentences(report: ObjectReport) -> Iterator[Text]:
         yield from _list(" = ".join(name for _, name in group[:3]) for group in report.leaks)
     if report.heights is not None and report.widths is not None:
         yield Text(f"Heights are {_range(report.heights)}, widths {_range(report.widths)}.")
+
+
+# -- segmented pictures ---------------------------------------------------------------------------------------------------
+
+_SEGMENT_SENTENCES = {
+    **_SENTENCES,
+    "malformed": ("thing said of a segment is malformed", "things said of segments are malformed"),
+    "unknown class": ("time a label file holds what is no class", "times a label file holds what is no class"),
+    "empty": ("segment has no pixel", "segments have no pixel"),
+    "missing": ("file is missing, or has no counterpart", "files are missing, or have no counterpart"),
+    "unreadable": ("picture or label file cannot be read", "pictures or label files cannot be read"),
+    "size": ("picture has another size than its labels", "pictures have other sizes than their labels"),
+}
+
+
+def _segment_tables(report: SegmentReport) -> Iterator[Table]:
+    """A row for each split, then one for each class with its share of the pixels."""
+    counted = any(one.objects for one in report.counts.values())
+    splits = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    splits.add_column("split", style="bold", no_wrap=True)
+    for title in ("pictures", *(("segments", "crowds") if counted else ()), "megapixels", "unlabelled"):
+        splits.add_column(title, justify="right", no_wrap=True)
+    for split, one in report.counts.items():
+        numbers = (f"{sum(one.objects):,}", f"{one.crowds:,}") if counted else ()
+        unlabelled = _percent(one.unlabelled, one.total)
+        splits.add_row(Text(plain(split)), f"{one.pictures:,}", *numbers, f"{one.total / 1e6:,.1f}", unlabelled)
+    yield splits
+    classes = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    classes.add_column("class", style="bold", overflow="ellipsis", no_wrap=True)
+    if report.things is not None:
+        classes.add_column("", style="bright_black", no_wrap=True)
+    for split in report.counts:
+        classes.add_column(plain(split), justify="right", no_wrap=True)
+    totals = [sum(one.pixels[label] for one in report.counts.values()) for label in range(len(report.classes))]
+    ordered = sorted(range(len(totals)), key=lambda label: (-totals[label], label))
+    for label in ordered[:_MOST_CLASSES]:
+        kind = [] if report.things is None else ["thing" if report.things[label] else "stuff"]
+        shares = [_percent(one.pixels[label], one.total) for one in report.counts.values()]
+        classes.add_row(Text(plain(report.classes[label])), *kind, *shares)
+    if len(ordered) > _MOST_CLASSES:
+        left = ordered[_MOST_CLASSES:]
+        rest = [_percent(sum(one.pixels[label] for label in left), one.total) for one in report.counts.values()]
+        empty = [] if report.things is None else [""]
+        classes.add_row(Text(f"{len(left)} others", "bright_black"), *empty, *rest)
+    yield Table.grid()
+    yield classes
+
+
+def _segment_sentences(report: SegmentReport) -> Iterator[Text]:
+    """What was assumed, then what was found, the commonest things first."""
+    yield Text()
+    yield Text(f"Read as {report.kind}. {plain(report.assumes)}")
+    if not report.problems:
+        yield Text("Nothing is wrong with pictures or labels.", "green")
+    for kind, count in report.kinds.items():
+        yield Text(f"{count:,} {_SEGMENT_SENTENCES[kind][count > 1]}:", "red")
+        yield from _list(str(one) for one in report.problems if one.kind == kind)
+    for split in report.counts:
+        empty = report.without_pixels(split)
+        if empty:
+            yield Text(f"{_classes(empty)} no pixel in {plain(split)}:", "yellow")
+            yield from _list(empty)
+    if report.leaks:
+        verb = "is" if len(report.leaks) == 1 else "are"
+        where = "in several splits, so that judging by one is judging by what was learned"
+        yield Text(f"{_pictures(report.leaks)} {verb} there {where}:", "yellow")
+        yield from _list(" = ".join(name for _, name in group[:3]) for group in report.leaks)
+    if report.heights is not None and report.widths is not None:
+        yield Text(f"Heights are {_range(report.heights)}, widths {_range(report.widths)}.")
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share in percent; one that is not nothing is never shown as if it were."""
+    if not part or not whole:
+        return "–"
+    return f"{100 * part / whole:.2f} %" if part / whole >= 0.00005 else "< 0.01 %"
 
 
 # -- words ----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`vitral evaluate`: how good a classifier or a detector is, on the screen, as JSON, and as a page."""
+"""`vitral evaluate`: how good a classifier, a detector or a segmenter is, on the screen, as JSON, and as a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from vitral.base.device import resolve_device, resolve_dtype
 from vitral.base.disk import exchange, staging
 from vitral.checkpoints.load import load_model
-from vitral.cli import evaluate_objects, evaluate_pictures
+from vitral.cli import evaluate_objects, evaluate_pictures, evaluate_segments
 from vitral.cli.folder import check_apart
 from vitral.cli.show import json_line, picture_bar, plain
 from vitral.data.splits import read_pictures
@@ -24,6 +24,8 @@ from vitral.training.answers import check_reading
 from vitral.training.detection import annotated_split
 from vitral.training.evaluate import evaluate as judge_classifier
 from vitral.training.evaluate_objects import evaluate_objects as judge_detector
+from vitral.training.evaluate_segments import evaluate_segments as judge_segmenter
+from vitral.training.segmentation import segmented_split
 
 __all__ = ["evaluate"]
 
@@ -33,33 +35,46 @@ class _Kind:
     """What judging networks of one task is made of.
 
     Attributes:
-        read: path, split, what is done about bad pictures → a set.
+        read: path, split, what is done about bad pictures, kind of segments → a set, and what `judge` must be told of it.
         judge: model and set → an evaluation.
         files: evaluation and set → what is written beside the numbers, by name.
         show: puts an evaluation on a console, below the heading.
         speed: the format of pictures a second.
     """
 
-    read: Callable[[str, str | None, Any], Any]
+    read: Callable[[str, str | None, Any, Any], tuple[Any, dict[str, Any]]]
     judge: Callable[..., Any]
     files: Callable[[Any, Any], dict[str, bytes]]
     show: Callable[[Any, Console], None]
     speed: str
 
 
+def _segmented(data: str, split: str | None, bad: Any, segments: Any) -> tuple[Any, dict[str, Any]]:
+    """Segmented pictures, and what is known of their pixels."""
+    pictures, kind = segmented_split(data, split, kind=segments, bad_pictures=bad)
+    return pictures, {"kind": kind}
+
+
 _KINDS = {
     "classification": _Kind(
-        lambda data, split, _: read_pictures(data, split),
+        lambda data, split, *_: (read_pictures(data, split), {}),
         judge_classifier,
         evaluate_pictures.files,
         evaluate_pictures.show,
         ",.0f",
     ),
     "detection": _Kind(
-        lambda data, split, bad: annotated_split(data, split, bad_pictures=bad),
+        lambda data, split, bad, _: (annotated_split(data, split, bad_pictures=bad), {}),
         judge_detector,
         evaluate_objects.files,
         evaluate_objects.show,
+        ",.1f",
+    ),
+    "segmentation": _Kind(
+        _segmented,
+        judge_segmenter,
+        evaluate_segments.files,
+        evaluate_segments.show,
         ",.1f",
     ),
 }
@@ -79,11 +94,13 @@ def evaluate(
     architecture: str | None,
     as_json: bool,
     out: Path | None,
+    segments: Any = None,
 ) -> None:
     """Ask a model about every picture of a set, and say how good its answers are.
 
     Args:
-        data: labelled pictures, see `data.splits.read_pictures`, or annotated ones, see `data.objects.read_objects`.
+        data: labelled pictures, see `data.splits.read_pictures`; annotated ones, see `data.objects.read_objects`; or
+            segmented ones, see `data.segments.read_segments`.
         model: a checkpoint; see `checkpoints.load.load_model`.
         split: which part of the data; None where it has only one.
         batch_size: how many pictures the model sees at once.
@@ -95,6 +112,8 @@ def evaluate(
         architecture: the network, where a bare weights file does not say.
         as_json: whether stdout receives one JSON object and nothing else.
         out: a folder for the page, the numbers and, of a classifier, every answer; None for none. All are written, or none.
+        segments: of a segmenter, what of the pixels is judged: "semantic", "instances" or "panoptic". None for what the
+            pictures are there to teach.
 
     Raises:
         UsageError: data or options that make no sense, before the model is loaded; classes that do not fit.
@@ -104,8 +123,8 @@ def evaluate(
     check_apart(out, data)
     there = resolve_device(device)
     resolve_dtype(dtype)
-    kind = _KINDS[task_of(data)]
-    pictures = kind.read(data, split, bad_pictures)
+    kind = _KINDS[task_of(data) if segments is None else "segmentation"]
+    pictures, told = kind.read(data, split, bad_pictures, segments)
     errors = Console(stderr=True, highlight=False)
     with errors.status("loading the model"):
         network = load_model(model, architecture)
@@ -121,6 +140,7 @@ def evaluate(
             bad_pictures=bad_pictures,
             decoding=decoding,
             on_progress=lambda done, _: progress.update(bar, completed=done),
+            **told,
         )
     if out is not None:
         numbers = (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode()

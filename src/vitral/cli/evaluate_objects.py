@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +11,9 @@ from rich.text import Text
 
 from vitral.cli.show import columns, plain
 from vitral.data.objects import ObjectSet
+from vitral.tasks.detection.metrics import ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
+from vitral.training.evaluate_segments import SegmentEvaluation
 from vitral.training.object_page import object_page
 from vitral.training.report import MANY
 
@@ -23,7 +27,7 @@ _NUMBERS = (
     ("AP, small objects", "ap_small"),
     ("AP, medium objects", "ap_medium"),
     ("AP, large objects", "ap_large"),
-    ("recall of 100 boxes (AR)", "ar100"),
+    ("recall, 100 in a picture (AR)", "ar100"),
 )
 
 
@@ -32,20 +36,19 @@ def files(evaluation: ObjectEvaluation, objects: ObjectSet) -> dict[str, bytes]:
     return {"evaluation.html": object_page(evaluation, objects).encode()}
 
 
-def show(evaluation: ObjectEvaluation, console: Console) -> None:
-    """The numbers and the classes as tables, narrow enough for a terminal of 80 columns."""
+def show(evaluation: ObjectEvaluation | SegmentEvaluation, console: Console) -> None:
+    """The numbers of boxes or of masks, and the classes, as tables narrow enough for a terminal of 80 columns."""
     numbers = columns("", "of 100")
     for name, key in _NUMBERS:
         if key in evaluation.numbers:
             numbers.add_row(name, Text(f"{100 * evaluation.numbers[key]:.1f}", "bold"))
     console.print(numbers)
     console.print()
-    console.print(_classes(evaluation))
+    console.print(_classes(cast(ObjectScores, evaluation.scores)))
 
 
-def _classes(evaluation: ObjectEvaluation) -> Table:
+def _classes(scores: ObjectScores) -> Table:
     """Every class in the order of the set, or of many the worst and the best by average precision."""
-    scores = evaluation.scores
     support = scores.support[:, 0]
     there = np.flatnonzero(support).tolist()
     table = columns("class", "objects", "AP", "AP50")

@@ -20,6 +20,7 @@ from vitral.pipelines.predictor import Failure
 from vitral.tasks.classification.result import Classification
 from vitral.tasks.detection.result import Detections
 from vitral.tasks.features import Features
+from vitral.tasks.segmentation.result import Instances, Panoptic, Segmentation
 
 __all__ = ["ResultFolder", "check_apart", "check_folder", "safe_stem"]
 
@@ -70,6 +71,8 @@ def safe_stem(name: str) -> str:
 class ResultFolder:
     """A folder that fills with results: a drawing or an archive for each picture, and `predictions.jsonl`.
 
+    Beside the drawing of a segmentation lies its map, a PNG of the classes' numbers or of COCO's ids of segments.
+
     Args:
         folder: where; made if it is not there. Files of the same names are replaced.
     """
@@ -95,9 +98,15 @@ class ResultFolder:
 
     def _kept(self, result: Any) -> dict[str, Any]:
         suffix, content_of, told_of = _FORMS[type(result)]
-        file = self._free_stem(result.name) + suffix
+        stem = self._free_stem(result.name)
+        file = stem + suffix
         write_whole(self.folder / file, content_of(result))
-        return told_of(result) | {"file": file}
+        told = told_of(result) | {"file": file}
+        if type(result) in _MAPS:
+            name, write = _MAPS[type(result)]
+            told["map"] = self._free_stem(f"{stem}-{name}.png") + ".png"
+            write(result, self.folder / told["map"])
+        return told
 
     def _free_stem(self, name: str) -> str:
         """A name for a picture's file that is safe and not yet taken."""
@@ -109,7 +118,7 @@ class ResultFolder:
         return free
 
 
-def _drawing(result: Classification | Detections) -> bytes:
+def _drawing(result: Classification | Detections | Segmentation | Instances | Panoptic) -> bytes:
     memory = io.BytesIO()
     result.draw().save(memory, "PNG", compress_level=4)
     return memory.getvalue()
@@ -127,9 +136,25 @@ def _facts(result: Features) -> dict[str, Any]:
     return {"name": result.name, "size": list(result.size), "grid": list(result.grid), "prefix": result.prefix}
 
 
+def _numbered(result: Panoptic, path: Path) -> None:
+    """The map of segments as COCO has it: the id of a pixel's segment is R + 256 G + 256² B."""
+    memory = io.BytesIO()
+    result.to_coco(0)[0].save(memory, "PNG")
+    write_whole(path, memory.getvalue())
+
+
 _FORMS: dict[type, tuple[str, Callable[[Any], bytes], Callable[[Any], dict[str, Any]]]] = {
     Classification: (".png", _drawing, Classification.to_dict),
     Features: (".npz", _archive, _facts),
     Detections: (".png", _drawing, Detections.to_dict),
+    Segmentation: (".png", _drawing, Segmentation.to_dict),
+    Instances: (".png", _drawing, Instances.to_dict),
+    Panoptic: (".png", _drawing, Panoptic.to_dict),
 }
 """For each kind of result: the suffix of its file, the file's content, and its line in the list."""
+
+_MAPS: dict[type, tuple[str, Callable[[Any, Path], object]]] = {
+    Segmentation: ("classes", Segmentation.to_png),
+    Panoptic: ("segments", _numbered),
+}
+"""For each kind of result that is a map: what is added to the name of its file, and what writes it."""

@@ -153,7 +153,7 @@ def predict(
         int | None, typer.Option(min=1, help="How many to show, best first: 5 classes unless told, or all objects.")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="For a detector: only objects it is surer of than this; 0.5.")
+        float | None, typer.Option(min=0, max=1, help="For objects and segments: only those it is surer of than this; 0.5.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per picture to stdout.")] = False,
     out: Annotated[
@@ -164,7 +164,8 @@ def predict(
     task: Annotated[
         str | None,
         typer.Option(
-            help="image-classification, object-detection or image-feature-extraction; by default what the model can do."
+            help="image-classification, object-detection, image-segmentation or image-feature-extraction; by default what "
+            "the model can do."
         ),
     ] = None,
     architecture: _Architecture = None,
@@ -179,6 +180,7 @@ def predict(
     vitral predict holiday/ 'more/*.png' --model checkpoint/ --out answers
     vitral predict holiday/ --model checkpoint/ --json | jq '.classes[0].label'
     vitral predict street.jpg --model facebook/detr-resnet-50 --threshold 0.7
+    vitral predict street.jpg --model nvidia/segformer-b0-finetuned-ade-512-512
 
     Ends with code 1 if a picture could not be read; the others are answered for.
     """
@@ -272,7 +274,7 @@ def train(
         typer.Argument(
             metavar="DATA",
             help="Pictures: a folder with a folder per class, an archive, a manifest, or digits; or with objects marked in "
-            "them (COCO, Pascal VOC, YOLO), or scenes. With --data: a task or a recipe.",
+            "them (COCO, Pascal VOC, YOLO), with label files of their pixels, or scenes. With --data: a task or a recipe.",
         ),
     ],
     options: Annotated[
@@ -283,7 +285,7 @@ def train(
         typer.Option("--model", "-m", help="A checkpoint to fine-tune, or a network's name to train from nothing."),
     ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Which recipe (see `vitral recipes`).")] = None,
-    task: Annotated[str | None, typer.Option(help="classification or detection; what DATA is there to teach.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification, detection or segmentation; what DATA teaches.")] = None,
     source: Annotated[str | None, typer.Option("--data", help="The pictures, where a task or a recipe comes first.")] = None,
     out: Annotated[str, typer.Option("--out", "-o", help="Folder for all that is written; what is there goes on.")] = "run",
     held_out: Annotated[
@@ -294,7 +296,7 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard as well.")] = False,
 ) -> None:
-    """Train a classifier or a detector on a folder of pictures.
+    """Train a classifier, a detector or a segmenter on a folder of pictures.
 
     \b
     vitral train photos/ --model facebook/deit-tiny-patch16-224 --held-out 0.1
@@ -302,6 +304,7 @@ def train(
     vitral train cifar10/ --recipe cifar10_cct --out cifar
     vitral train detection --data coco/ --model PekingU/rtdetr_r18vd
     vitral train scenes --recipe synthetic_scenes
+    vitral train streets/ --model nvidia/segformer-b0-finetuned-ade-512-512
     accelerate launch -m vitral train imagenet/ --recipe deit_s
 
     Any option of a recipe can be given as --name value (`vitral recipes NAME`
@@ -334,7 +337,7 @@ def evaluate(
         typer.Argument(
             metavar="DATA",
             help="Pictures: a folder with one per class, an archive, a manifest, or digits; or with objects marked in them "
-            "(COCO, Pascal VOC, YOLO).",
+            "(COCO, Pascal VOC, YOLO), or with label files of their pixels.",
         ),
     ],
     model: _Checkpoint,
@@ -350,19 +353,24 @@ def evaluate(
     bad_pictures: Annotated[
         str, typer.Option(help="Pictures that cannot be read: refuse, or skip (and name them).")
     ] = "refuse",
+    segments: Annotated[
+        str | None, typer.Option(help="Judge a segmenter by semantic, instances or panoptic; else by what DATA says first.")
+    ] = None,
     architecture: _Architecture = None,
     exact: _Exact = False,
 ) -> None:
-    """Say how good a classifier is on labelled pictures, or a detector on annotated ones.
+    """Say how good a classifier, a detector or a segmenter is on pictures of which that is known.
 
     \b
     vitral evaluate photos/ --model facebook/deit-tiny-patch16-224 --split val
     vitral evaluate photos/ --model checkpoint/ --out answers
     vitral evaluate digits --model demo/checkpoint --split test --json | jq .top1
     vitral evaluate coco/ --model facebook/detr-resnet-50 --split val
+    vitral evaluate streets/ --model run/best --split val --out answers
 
     Tells top-1 and top-5 with their intervals, how well calibrated it is, every
-    class, and the commonest mistakes; of a detector COCO's average precision.
+    class, and the commonest mistakes; of a detector COCO's average precision; of
+    a segmenter mean IoU, average precision of masks, or panoptic quality.
     --out leaves a page of it.
     """
     from vitral.cli.evaluate import evaluate as judge
@@ -380,6 +388,7 @@ def evaluate(
         architecture=architecture,
         as_json=as_json,
         out=out,
+        segments=segments,
     )
 
 
@@ -492,6 +501,16 @@ def check_data(
     format: Annotated[
         str | None, typer.Option(help="How boxes lie, where a source has them in several ways: coco, voc or yolo.")
     ] = None,
+    segments: Annotated[
+        str | None, typer.Option(help="What is read of pixels, of several: semantic, instances or panoptic.")
+    ] = None,
+    void: Annotated[
+        list[int] | None, typer.Option(help="A number in label files for what is not known; any number of times.")
+    ] = None,
+    offset: Annotated[
+        int | None, typer.Option(min=0, help="The number of the first class in label files; 1 where 0 is void.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="The folder of the label files, where several could be it.")] = None,
 ) -> None:
     """Read every picture once and say what is wrong.
 
@@ -500,15 +519,19 @@ def check_data(
     vitral data check photos.tar.gz --json | jq .leaks
     vitral data check labels.csv                    columns file,label and perhaps split
     vitral data check coco/                         annotations/instances_*.json; also VOC's and YOLO's
+    vitral data check camvid.tar                    images/ and labels/; also ADE20K's, Cityscapes', VOC's
 
     Finds what cannot be read, odd sizes, classes without pictures, and pictures
     that are there twice: in two splits, or under two labels. Of boxes: what lies
-    outside, has no area, or is of no known class.
+    outside, has no area, or is of no known class. Of label files: numbers that
+    are no class, and what they are taken to mean.
     Ends with code 1 if a picture cannot be read, or an annotation is wrong.
     """
     from vitral.cli.data import check_data as look
 
-    raise typer.Exit(1 if look(path, as_json=as_json, workers=num_workers, format=cast(Any, format)) else 0)
+    meaning = {"segments": cast(Any, segments), "void": void or None, "offset": offset, "labels": labels}
+    bad = look(path, as_json=as_json, workers=num_workers, format=cast(Any, format), **meaning)
+    raise typer.Exit(1 if bad else 0)
 
 
 @app.command()

@@ -11,8 +11,11 @@ from vitral.checkpoints.box import BOXED
 from vitral.cli.folder import ResultFolder, check_folder
 from vitral.cli.show import Screen
 from vitral.errors import PictureError, UsageError
+from vitral.models.segmentation.kinds import MaskNetwork
 from vitral.pipelines.predictor import Failure, Predictor, load
 from vitral.pipelines.sources import sources_of
+from vitral.pipelines.tiles import segment_in_windows
+from vitral.tasks.segmentation.result import Segmentation
 
 __all__ = ["predict"]
 
@@ -29,6 +32,9 @@ def predict(
     batch_size: int,
     workers: int | None,
     threshold: float | None = None,
+    subtask: str | None = None,
+    window: int | None = None,
+    overlap: float | None = None,
     **loading: Any,
 ) -> int:
     """Answer for every picture, in order.
@@ -41,31 +47,44 @@ def predict(
         out: a folder for drawings or features and the list of predictions; None for none.
         batch_size: how many pictures the model sees at once.
         workers: threads that read; see `pipelines.stream.overlapped`.
-        threshold: for a detector: only objects whose score is above it; None for 0.5.
+        threshold: for a detector, or a segmenter that draws masks: only objects whose score is above it; None for 0.5.
+        subtask: for a segmenter: "semantic", "instance" or "panoptic"; None for what it can do, panoptic first.
+        window: for a segmenter: go through each picture, at its own size, with windows of so many pixels; None to see it
+            whole, at the network's size.
+        overlap: the part of a window that it shares with the next one; None for a quarter.
         **loading: see `pipelines.predictor.load`.
 
     Returns:
         How many pictures could not be read.
 
     Raises:
-        UsageError: a threshold for a model that finds no objects.
+        UsageError: an option that the model has no use for.
     """
     pictures = _pictures(files)
     readable = [picture for picture in pictures if not isinstance(picture, Failure)]
     if out is not None:
         check_folder(out, readable)
     predictor = load(BOXED if model is None else model, **loading)
-    options = _options(predictor, top_k, threshold)
-    results = predictor.stream(
-        readable,
-        batch_size=batch_size,
-        workers=workers,
-        keep_pictures=out is not None and predictor.task != "image-feature-extraction",
-        **options,
-    )
+    options = _options(predictor, top_k, threshold, subtask)
+    if overlap is not None and window is None:
+        raise UsageError("--overlap is for windows; give their size with --window too.")
+    if window is not None and predictor.task != "image-segmentation":
+        raise UsageError("--window is for models that segment; this one does not.")
     failed = 0
     with ExitStack() as stack:
-        screen = stack.enter_context(Screen(len(pictures), as_json=as_json, labels=_labels(predictor)))
+        labels = _labels(predictor)
+        screen = stack.enter_context(Screen(len(pictures), as_json=as_json, labels=labels, windows=window is not None))
+        if window is None:
+            results = predictor.stream(
+                readable,
+                batch_size=batch_size,
+                workers=workers,
+                keep_pictures=out is not None and predictor.task != "image-feature-extraction",
+                **options,
+            )
+        else:
+            options |= {"window": window} | ({} if overlap is None else {"overlap": overlap})
+            results = _through_windows(predictor, readable, screen, options)
         if model is None:
             screen.say(f"Asked the model in the box, which knows {', '.join(predictor.record.labels)}. For others: --model.")
         folder = stack.enter_context(ResultFolder(out)) if out is not None else None
@@ -82,13 +101,33 @@ def predict(
     return failed
 
 
-def _options(predictor: Predictor, top_k: int | None, threshold: float | None) -> dict[str, Any]:
+def _options(predictor: Predictor, top_k: int | None, threshold: float | None, subtask: str | None) -> dict[str, Any]:
     """What of the command's options the task has a use for."""
+    segments = predictor.task == "image-segmentation"
+    if subtask is not None and not segments:
+        raise UsageError("--subtask is for models that segment; this one does not.")
+    told = {} if threshold is None else {"threshold": threshold}
     if predictor.task == "object-detection":
-        return {"top_k": top_k} | ({} if threshold is None else {"threshold": threshold})
-    if threshold is not None:
-        raise UsageError("--threshold is for models that find objects; this one does not. For its best classes: --top-k.")
+        return {"top_k": top_k} | told
+    if segments and top_k is not None:
+        raise UsageError("--top-k is for models that classify or find objects; this one segments, and shows all it finds.")
+    if threshold is not None and not isinstance(predictor.model, MaskNetwork):
+        other = "" if segments else " For its best classes: --top-k."
+        raise UsageError(f"--threshold is for models that find objects; this one does not.{other}")
+    if segments:
+        return told | ({} if subtask is None else {"subtask": subtask})
     return {"top_k": _CLASSES if top_k is None else top_k} if predictor.task == "image-classification" else {}
+
+
+def _through_windows(
+    predictor: Predictor, pictures: list[Any], screen: Screen, options: dict[str, Any]
+) -> Iterator[Segmentation | Failure]:
+    """Large pictures, one after another."""
+    for picture in pictures:
+        try:
+            yield segment_in_windows(predictor, picture, progress=screen.windows, **options)
+        except PictureError as error:
+            yield Failure(error.name, error.reason)
 
 
 def _pictures(files: Sequence[str]) -> list[Any]:

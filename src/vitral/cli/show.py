@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from vitral.pipelines.predictor import Failure
 from vitral.tasks.classification.result import Classification
 from vitral.tasks.detection.result import Detections
 from vitral.tasks.features import Features
+from vitral.tasks.segmentation.result import Instances, Panoptic, Segmentation
 
 __all__ = ["Screen", "columns", "json_line", "picture_bar", "plain"]
 
@@ -60,9 +61,10 @@ class Screen:
         total: how many pictures there are.
         as_json: whether answers are JSON lines.
         labels: the names of the classes, to align the bars of all pictures.
+        windows: whether each picture takes so long that it has a progress bar of its own; see `windows`.
     """
 
-    def __init__(self, total: int, *, as_json: bool, labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, total: int, *, as_json: bool, labels: tuple[str, ...] = (), windows: bool = False) -> None:
         self.as_json = as_json
         self.errors = Console(stderr=True, highlight=False)
         self.progress = Progress(
@@ -74,8 +76,9 @@ class Screen:
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
-            disable=total <= _MANY or not self.errors.is_terminal,
+            disable=(total <= _MANY and not windows) or not self.errors.is_terminal,
         )
+        self.part: TaskID | None = None
         self.bar = self.progress.add_task("pictures", total=total)
         # Where both streams are one terminal, answers go above the bar instead of through it.
         above = not self.progress.disable and sys.stdout.isatty()
@@ -105,6 +108,15 @@ class Screen:
     def say(self, sentence: str, style: str = "") -> None:
         """A remark on stderr."""
         self.errors.print(Text(plain(sentence), style), soft_wrap=True)
+
+    def windows(self, done: int, total: int) -> None:
+        """How many windows of the present picture were seen."""
+        if self.part is None:
+            self.part = self.progress.add_task("windows")
+        self.progress.update(self.part, completed=done, total=total)
+        if done == total:
+            self.progress.remove_task(self.part)
+            self.part = None
 
     def heading(self, name: str, size: tuple[int, int]) -> Text:
         """A picture's name and its height and width."""
@@ -142,6 +154,42 @@ class Screen:
             left, top, right, bottom = (f"{edge:.0f}" for edge in box)
             yield Text.assemble("  ", name, f"  {score:6.1%}  {left:>5}  {top:>5}  {right:>5}  {bottom:>6}")
 
+    def classes(self, result: Segmentation) -> Iterator[Text]:
+        """The classes of a picture, the largest first, each with the part of the picture that it covers."""
+        yield self.heading(result.name, result.size)
+        yield from self._areas(
+            [(label, None, area) for label, area in zip(result.classes, result.areas, strict=True)], result
+        )
+
+    def instances(self, result: Instances) -> Iterator[Text]:
+        """The objects of a picture, best first, each with the part of the picture that it covers."""
+        yield self.heading(result.name, result.size)
+        rows = zip(result.labels, result.scores.tolist(), result.areas.tolist(), strict=True)
+        yield from self._areas(list(rows), result)
+
+    def segments(self, result: Panoptic) -> Iterator[Text]:
+        """The segments of a picture, the largest first, each with the part of the picture that it covers."""
+        yield self.heading(result.name, result.size)
+        largest = sorted(result.segments, key=lambda one: -one.area)
+        yield from self._areas([(one.label, one.score, one.area) for one in largest], result)
+
+    def _areas(
+        self, rows: list[tuple[str, float | None, int]], result: Segmentation | Instances | Panoptic
+    ) -> Iterator[Text]:
+        """A table of labels, scores where there are any, and areas."""
+        if not rows:
+            yield Text("  nothing above the threshold", "bright_black")
+            return
+        width = min(self.label_width, max(8, *(Text(plain(label)).cell_len for label, _, _ in rows)))
+        scored = rows[0][1] is not None
+        yield Text(f"  {'':<{width}}{'   score' if scored else ''}  {'area':>6}  {'pixels':>10}", "bright_black")
+        whole = result.size[0] * result.size[1]
+        for label, score, area in rows:
+            name = Text(plain(label), "bold")
+            name.truncate(width, overflow="ellipsis", pad=True)
+            sure = "" if score is None else f"  {score:6.1%}"
+            yield Text.assemble("  ", name, f"{sure}  {area / whole:6.1%}  {area:>10}")
+
     def _write(self, line: str) -> None:
         if self.answers is self.errors:
             self.errors.out(line, highlight=False)
@@ -161,6 +209,9 @@ _LINES: dict[type, Callable[[Screen, Any], Iterator[Text]]] = {
     Classification: Screen.bars,
     Features: Screen.features,
     Detections: Screen.objects,
+    Segmentation: Screen.classes,
+    Instances: Screen.instances,
+    Panoptic: Screen.segments,
 }
 
 

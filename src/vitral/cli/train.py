@@ -17,24 +17,25 @@ from vitral.base.device import default_workers, resolve_device
 from vitral.base.disk import write_whole
 from vitral.checkpoints.load import load_model
 from vitral.cli.folder import check_apart
-from vitral.data.splits import Splits
 from vitral.errors import UnknownNameError, UsageError
-from vitral.recipes.catalogue import RECIPES, opened, out_folder, recipe_for, subject_of, task_of, train_on
+from vitral.recipes.catalogue import RECIPES, Opened, begun, opened, out_folder, recipe_for, subject_of, task_of
 from vitral.training.board import Board
-from vitral.training.detection import Annotated
 from vitral.training.evaluate import Evaluation
-from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.journal import read
-from vitral.training.loop import Epoch, Step, Trained
+from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.object_page import object_page
 from vitral.training.plan import Plan
 from vitral.training.processes import Processes
 from vitral.training.recipe import Recipe, TaskName, options_of
 from vitral.training.report import training_page
+from vitral.training.segment_page import segment_page
+from vitral.training.subject import Judgement
 
 __all__ = ["Watched", "line_of", "list_recipes", "options_from", "train"]
 
 _PATIENCE = 30  # seconds
+_PAGES: dict[str, Callable[[Any, Any], str]] = {"detection": object_page, "segmentation": segment_page}
+"""By task, the page about what came of a training. That of a classifier is part of the page about the training."""
 
 
 @contextmanager
@@ -101,10 +102,11 @@ def train(
     if known is not None and known not in get_args(TaskName):
         raise UnknownNameError("task", known, get_args(TaskName))
     chosen = recipe_for(recipe, model=model, task=known, quick=quick, **options_from(extra))
-    splits = opened(data, held_out, task=chosen.task, bad_pictures=chosen.bad_pictures)
+    splits = opened(data, held_out, task=chosen.task, segments=chosen.segments, bad_pictures=chosen.bad_pictures)
+    network, subject = begun(splits, chosen)
     console.print(_told(chosen, splits, out), soft_wrap=True)
     with Watched(console) as watched, Board(out / "tensorboard") if tensorboard and first else nullcontext() as board:
-        trained = train_on(splits, chosen, out=out, device=device, watch=_both(watched, board))
+        trained = fit(network, subject, chosen, out=out, device=device, watch=_both(watched, board))
     if trained.stopped:
         console.print(
             f"Stopped by {trained.stopped} after step {trained.steps:,}; everything is saved. The same command goes on.",
@@ -131,46 +133,46 @@ def _meant(word: str, task: str | None, recipe: str | None) -> tuple[str | None,
     return (word, recipe) if kind == "task" else (task, word)
 
 
-def _told(recipe: Recipe, splits: Splits | Annotated, out: Path) -> str:
+def _told(recipe: Recipe, splits: Opened, out: Path) -> str:
     """What is about to happen, in a sentence or two."""
     judged = f", judged by {len(splits.held_out):,} others" if splits.held_out is not None else ""
     told = (
         f"{recipe.model} learns {len(splits.train.classes)} classes from {len(splits.train):,} pictures{judged} "
         f"(recipe {recipe.name}). Everything goes to {out}."
     )
-    return f"{told} {Plan.of(recipe, len(splits.train)).advice}".strip()
+    meant = getattr(splits, "assumes", "")  # what label files are taken to mean is not guessed in silence
+    return " ".join(filter(None, (told, meant, Plan.of(recipe, len(splits.train)).advice)))
 
 
-def _finish(
-    console: Console, out: Path, recipe: Recipe, splits: Splits | Annotated, trained: Trained, device: str | int | None
-) -> None:
+def _finish(console: Console, out: Path, recipe: Recipe, splits: Opened, trained: Trained, device: str | int | None) -> None:
     """The pages, and what to do next."""
     kept = "best" if (out / "best/model.safetensors").is_file() else "last"  # users move things
     workers = default_workers(computing=1) if recipe.workers is None else recipe.workers
     model: Any = load_model(out / kept)
     judgement = subject_of(splits, recipe).judge(model, device=resolve_device(device), workers=workers)
     found = None if judgement is None else judgement.details
-    classified = found if isinstance(found, Evaluation) else None
-    rows = read(out / "journal.jsonl")
-    page = training_page(rows, classified, None if isinstance(splits, Annotated) else splits.held_out, options_of(recipe))
-    write_whole(out / "training.html", page.encode())
-    if isinstance(found, ObjectEvaluation) and isinstance(splits, Annotated):
-        write_whole(out / "evaluation.html", object_page(found, splits.held_out).encode())
-    after = f"after {trained.seconds / 60:.1f} minutes of training."
-    if classified is not None:
-        low, high = classified.intervals()["top1"]
-        console.print(
-            f"The {kept} model names {classified.top1:.1%} of the pictures held out rightly "
-            f"(95 % interval {low:.1%} to {high:.1%}), {after}",
-            soft_wrap=True,
-        )
-    elif judgement is not None:
-        reached = " ".join(judgement.line.split())
-        console.print(f"The {kept} model reaches {reached} on the pictures held out, {after}", soft_wrap=True)
+    beside = _PAGES.get(recipe.task)
+    shown: tuple[Any, Any] = (None, None) if beside else (found, splits.held_out)
+    write_whole(out / "training.html", training_page(read(out / "journal.jsonl"), *shown, options_of(recipe)).encode())
     told = f"The curves:  {out / 'training.html'}\n"
-    if classified is None and judgement is not None:
+    if beside and found is not None:
+        write_whole(out / "evaluation.html", beside(found, splits.held_out).encode())
         told += f"What it finds, and what not:  {out / 'evaluation.html'}\n"
+    if not trained.epochs:
+        console.print("This training had been finished before; there was nothing left to do.", soft_wrap=True)
+    if judgement is not None:
+        took = f"after {trained.seconds / 60:.1f} minutes of training."
+        console.print(f"The {kept} model {_reached(judgement)}, {took}", soft_wrap=True)
     console.print(f"{told}The model:   vitral predict photo.jpg --model {out / kept}", soft_wrap=True)
+
+
+def _reached(judgement: Judgement) -> str:
+    """How good a model is, as the second half of a sentence."""
+    found = judgement.details
+    if isinstance(found, Evaluation):
+        low, high = found.intervals()["top1"]
+        return f"names {found.top1:.1%} of the pictures held out rightly (95 % interval {low:.1%} to {high:.1%})"
+    return f"reaches {' '.join(judgement.line.split())} on the pictures held out"
 
 
 def options_from(extra: Sequence[str]) -> dict[str, str]:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -34,7 +35,21 @@ from vitral.data.object_source import (
 from vitral.data.tree import some
 from vitral.errors import UsageError
 
-__all__ = ["coco_files", "coco_json", "holds_coco", "read_coco"]
+__all__ = [
+    "Categories",
+    "Listed",
+    "categories_of",
+    "coco_files",
+    "coco_json",
+    "files_of_splits",
+    "folders_with",
+    "holds_coco",
+    "images_of",
+    "listed",
+    "parsed",
+    "read_coco",
+    "whole_id",
+]
 
 _PREFIX, _BESIDE = "instances_", "_annotations.coco.json"
 _BITS = 63  # of the largest id
@@ -55,9 +70,22 @@ def coco_files(source: Source) -> dict[str, str]:
         chosen = [source.only] if source.only.lower().endswith(".json") else []
     else:
         chosen = [name for name in source.tree.files if _is_annotation(posixpath.basename(name))]
+    return files_of_splits(source, {name: _stem(name) for name in chosen})
+
+
+def files_of_splits(source: Source, stems: Mapping[str, str]) -> dict[str, str]:
+    """Files by the splits that they stand for, "train", "val" or "test".
+
+    Args:
+        source: the files.
+        stems: what the name of each says of its split ("val2017").
+
+    Raises:
+        UsageError: two stand for one split, or one stands for none although there are several.
+    """
     splits: dict[str, str] = {}
-    for name in chosen:
-        split = split_of(_stem(name)) or ("train" if len(chosen) == 1 else None)
+    for name, stem in stems.items():
+        split = split_of(stem) or ("train" if len(stems) == 1 else None)
         if split is None:
             raise UsageError(
                 f"{source.where(name)} stands for no split by its name (train, val or test), and it is not the only one. "
@@ -104,45 +132,101 @@ def read_coco(source: Source) -> list[Draft]:
 def _draft(source: Source, name: str, split: str) -> Draft:
     """One annotation file."""
     shown = source.where(name)
-    told = _parsed(source.content(name), shown)
-    categories = sorted(
-        (_whole(one, "id", f"A category of {shown}"), one.get("name")) for one in _listed(told, "categories", shown)
+    told = parsed(source.content(name), shown)
+    known = categories_of(told, shown)
+    images = images_of(told, shown)
+    folder = _folder(source, name, [one.name for one in images])
+    problems: list[Problem] = []
+    entries: list[Entry] = []
+    by_id: dict[int, Entry] = {}
+    for one in images:
+        entry = Entry(one.name, posixpath.join(folder, one.name), one.size, one.id, [], shown)
+        entries.append(entry)
+        by_id.setdefault(one.id, entry)
+    place = {number: label for label, number in enumerate(known.numbers)}
+    for annotation in listed(told, "annotations", shown):
+        _add(annotation, by_id, place, shown, problems)
+    return Draft(
+        split=split,
+        classes=known.names,
+        categories=known.numbers,
+        entries=entries,
+        noun="annotation",
+        problems=problems,
+        things=known.things,
     )
-    numbers, classes = [number for number, _ in categories], tuple(str(one) for _, one in categories)
-    if not all(isinstance(one, str) and one for _, one in categories) or len(set(numbers)) < len(numbers):
+
+
+class Categories(NamedTuple):
+    """The categories of a file, in the order of their ids.
+
+    Attributes:
+        numbers: their ids.
+        names: their names.
+        things: which are things, where the file says it of each (`isthing`); else nothing.
+    """
+
+    numbers: tuple[int, ...]
+    names: tuple[str, ...]
+    things: tuple[bool, ...]
+
+
+class Listed(NamedTuple):
+    """A picture that a file lists.
+
+    Attributes:
+        name: its path from the folder of pictures.
+        id: its number.
+        size: (height, width) in pixels, where the file says it.
+    """
+
+    name: str
+    id: int
+    size: tuple[int, int] | None
+
+
+def categories_of(told: Mapping[str, Any], shown: str) -> Categories:
+    """The categories of a file.
+
+    Raises:
+        UsageError: one without a name or an id of its own.
+    """
+    ordered = sorted(
+        (
+            (whole_id(one, "id", f"A category of {shown}"), place, one)
+            for place, one in enumerate(listed(told, "categories", shown))
+        ),
+        key=lambda found: found[:2],
+    )
+    numbers, classes = [number for number, _, _ in ordered], tuple(str(one.get("name")) for _, _, one in ordered)
+    named = all(isinstance(one.get("name"), str) and one["name"] for _, _, one in ordered)
+    if not named or len(set(numbers)) < len(numbers):
         raise UsageError(f"The categories of {shown} must each have a name and an id of their own.")
     if len(set(classes)) < len(classes):
         twice = sorted({one for one in classes if classes.count(one) > 1})
         raise UsageError(f"{shown} names a category twice: {some(twice)}.")
-    pictures = _listed(told, "images", shown)
-    names = [safe_name(one.get("file_name"), f"An image of {shown}") for one in pictures]
-    folder = _folder(source, name, names)
-    problems: list[Problem] = []
-    entries: list[Entry] = []
-    by_id: dict[int, Entry] = {}
-    for file, one in zip(names, pictures, strict=True):
-        number = _whole(one, "id", f"The image {file} of {shown}")
+    said = all(one.get("isthing") in (0, 1) for _, _, one in ordered)
+    return Categories(tuple(numbers), classes, tuple(bool(one["isthing"]) for _, _, one in ordered) if said else ())
+
+
+def images_of(told: Mapping[str, Any], shown: str) -> list[Listed]:
+    """The pictures of a file.
+
+    Raises:
+        UsageError: one without an id, or whose name is none or leads out of the source.
+    """
+    found = []
+    for one in listed(told, "images", shown):
+        name = safe_name(one.get("file_name"), f"An image of {shown}")
+        number = whole_id(one, "id", f"The image {name} of {shown}")
         height, width = as_integer(one.get("height")), as_integer(one.get("width"))
-        size = (height, width) if _is_side(height) and _is_side(width) else None
-        entry = Entry(file, posixpath.join(folder, file), size, number, [], shown)
-        entries.append(entry)
-        by_id.setdefault(number, entry)
-    place = {number: label for label, number in enumerate(numbers)}
-    for one in _listed(told, "annotations", shown):
-        _add(one, by_id, place, shown, problems)
-    return Draft(
-        split=split,
-        classes=classes,
-        categories=tuple(numbers),
-        entries=entries,
-        noun="annotation",
-        problems=problems,
-    )
+        found.append(Listed(name, number, (height, width) if _is_side(height) and _is_side(width) else None))
+    return found
 
 
 def _add(one: dict[str, Any], by_id: dict[int, Entry], place: dict[int, int], shown: str, problems: list[Problem]) -> None:
     """Give an annotation to its picture, or say why not."""
-    number = _whole(one, "id", f"An annotation of {shown}")
+    number = whole_id(one, "id", f"An annotation of {shown}")
     owner = as_integer(one.get("image_id"))
     entry = None if owner is None else by_id.get(owner)
     made = _row(one, number, entry, place)
@@ -184,8 +268,12 @@ def _row(one: dict[str, Any], number: int, entry: Entry | None, place: dict[int,
     )
 
 
-def _parsed(content: bytes, shown: str) -> dict[str, Any]:
-    """A file's JSON, which must be an object."""
+def parsed(content: bytes, shown: str) -> dict[str, Any]:
+    """A file's JSON.
+
+    Raises:
+        UsageError: it is none, or no object.
+    """
     try:
         told = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -200,8 +288,12 @@ def _is_side(length: int | None) -> TypeGuard[int]:
     return length is not None and 0 < length < 1 << 31
 
 
-def _listed(told: dict[str, Any], name: str, shown: str) -> list[dict[str, Any]]:
-    """One of the lists of a file."""
+def listed(told: Mapping[str, Any], name: str, shown: str) -> list[dict[str, Any]]:
+    """One of the lists of a file.
+
+    Raises:
+        UsageError: it is missing, or no list of objects.
+    """
     listed = told.get(name)
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         came = "is missing" if name not in told else "is no list of objects"
@@ -209,8 +301,12 @@ def _listed(told: dict[str, Any], name: str, shown: str) -> list[dict[str, Any]]
     return listed
 
 
-def _whole(one: dict[str, Any], name: str, what: str) -> int:
-    """A whole number that must be there."""
+def whole_id(one: Mapping[str, Any], name: str, what: str) -> int:
+    """A whole number that must be there.
+
+    Raises:
+        UsageError: it is not; `what` tells whose.
+    """
     whole = as_integer(one.get(name))
     if whole is None or whole < 0 or whole.bit_length() > _BITS:
         raise UsageError(f"{what} has no {name} that is a whole number from 0: {str(one.get(name))[:40]!r}.")
@@ -232,12 +328,38 @@ def _folder(source: Source, name: str, names: list[str]) -> str:
     first = names[:100]
     counts = [sum(posixpath.join(folder, one) in source for one in first) for folder in tried]
     if first and not max(counts):
+        elsewhere = folders_with(source, first, split_of(stem))
+        if len(elsewhere) == 1:
+            return next(iter(elsewhere))
         has = "holds no pictures" if not any(map(is_picture, source.tree.files)) else "holds none of them"
         listed = some(dict.fromkeys(folder or "." for folder in tried))
         raise UsageError(
             f"The pictures of {source.where(name)}, such as {first[0]!r}, are not there: {source.shown} {has} in {listed}."
         )
     return tried[counts.index(max(counts))]
+
+
+def folders_with(source: Source, names: Sequence[str], split: str | None) -> dict[str, int]:
+    """How many files of some names each folder of a source holds, of those that hold any.
+
+    Args:
+        source: the files.
+        names: paths from such a folder.
+        split: the split that they are of, where it is known; folders called after another one are left out.
+    """
+    counts: Counter[str] = Counter()
+    wanted = {posixpath.basename(name): name for name in names}
+    for file in source.tree.files:
+        name = wanted.get(posixpath.basename(file))
+        if name is not None and (file == name or file.endswith(f"/{name}")):
+            counts[file[: -len(name)].rstrip("/")] += 1
+    return {folder: count for folder, count in counts.items() if _may_be(folder, split)}
+
+
+def _may_be(folder: str, split: str | None) -> bool:
+    """Whether a folder could hold what is of a split: no part of it is called after another one."""
+    named = {split_of(part.removeprefix("panoptic_")) for part in folder.split("/")}
+    return split is None or named <= {None, split}
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

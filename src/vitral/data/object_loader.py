@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +29,17 @@ from vitral.data.pictures import BadPictures
 from vitral.data.transforms import Preprocessing
 from vitral.errors import PictureError, UsageError
 
-__all__ = ["ObjectBatch", "ObjectInput", "object_batches", "padded"]
+__all__ = [
+    "ObjectBatch",
+    "ObjectInput",
+    "PackedTargets",
+    "object_batches",
+    "padded",
+    "pinned",
+    "stacked",
+    "targets_of",
+    "widened",
+]
 
 
 @dataclass(frozen=True)
@@ -92,16 +102,62 @@ class ObjectInput:
         image = picture.image if len(self._levels) == 3 else picture.image.convert("L")
         after = self.chain(Example(image=image, boxes=boxes, masks=masks), rng)
         labels = annotations.labels[single][after.kept]
-        return input_of(after.image, self._levels), _targets(after, labels)
+        return input_of(after.image, self._levels), targets_of(after, labels)
 
 
-def _targets(example: Example, labels: np.ndarray) -> Objects:
-    """What a model is taught about an example."""
+def targets_of(example: Example, labels: Int64[np.ndarray, " k"]) -> Objects:
+    """What a model is taught about an example.
+
+    Args:
+        example: the picture with boxes, and perhaps masks.
+        labels: the class of each object that it still has.
+    """
     boxes = np.zeros((0, 4), dtype=np.float32) if example.boxes is None else example.boxes
     whole = np.array(example.size[::-1], dtype=np.float32)
     told = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2 / whole, (boxes[:, 2:] - boxes[:, :2]) / whole], axis=1)
     masks = None if example.masks is None else torch.from_numpy(np.ascontiguousarray(example.masks))
     return Objects(torch.from_numpy(np.array(labels, dtype=np.int64)), torch.from_numpy(told), masks)
+
+
+def pinned(targets: Sequence[Objects]) -> tuple[Objects, ...]:
+    """Targets in memory from which a GPU copies while it computes."""
+    return tuple(
+        Objects(one.labels.pin_memory(), one.boxes.pin_memory(), None if one.masks is None else one.masks.pin_memory())
+        for one in targets
+    )
+
+
+class PackedTargets(NamedTuple):
+    """Targets as a handful of tensors, however many pictures they are for: each tensor costs an open file on its way.
+
+    Attributes:
+        labels: the classes of all objects, one picture after the other.
+        boxes: likewise.
+        masks: likewise; None where there are none.
+        counts: how many objects each picture has.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor | None
+    counts: list[int]
+
+    @classmethod
+    def of(cls, targets: Sequence[Objects]) -> PackedTargets:
+        """Pack them."""
+        masks = [one.masks for one in targets if one.masks is not None]
+        return cls(
+            torch.cat([one.labels for one in targets]) if targets else torch.zeros(0, dtype=torch.int64),
+            torch.cat([one.boxes for one in targets]) if targets else torch.zeros(0, 4),
+            torch.cat(masks) if len(masks) == len(targets) and masks else None,
+            [len(one.labels) for one in targets],
+        )
+
+    def unpacked(self) -> tuple[Objects, ...]:
+        """The targets of each picture."""
+        masks = [None] * len(self.counts) if self.masks is None else self.masks.split(self.counts)
+        each = zip(self.labels.split(self.counts), self.boxes.split(self.counts), masks, strict=True)
+        return tuple(Objects(*one) for one in each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,43 +178,47 @@ class ObjectBatch:
 
     def pin_memory(self) -> ObjectBatch:
         """The same in memory from which a GPU copies while it computes."""
-        targets = tuple(
-            Objects(one.labels.pin_memory(), one.boxes.pin_memory(), None if one.masks is None else one.masks.pin_memory())
-            for one in self.targets
-        )
         mask = None if self.mask is None else self.mask.pin_memory()
-        return ObjectBatch(self.pixels.pin_memory(), mask, targets, self.skipped)
+        return ObjectBatch(self.pixels.pin_memory(), mask, pinned(self.targets), self.skipped)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Between processes a batch is a handful of tensors, however many pictures it has: each costs an open file."""
-        masks = [one.masks for one in self.targets if one.masks is not None]
-        return _unpacked, (
-            self.pixels,
-            self.mask,
-            torch.cat([one.labels for one in self.targets]) if self.targets else torch.zeros(0, dtype=torch.int64),
-            torch.cat([one.boxes for one in self.targets]) if self.targets else torch.zeros(0, 4),
-            torch.cat(masks) if len(masks) == len(self.targets) and masks else None,
-            [len(one.labels) for one in self.targets],
-            self.skipped,
-        )
+        return _unpacked, (self.pixels, self.mask, tuple(PackedTargets.of(self.targets)), self.skipped)
 
 
-def _unpacked(
-    pixels: Tensor,
-    mask: Tensor | None,
-    labels: Tensor,
-    boxes: Tensor,
-    masks: Tensor | None,
-    counts: list[int],
-    skipped: tuple[str, ...],
-) -> ObjectBatch:
+def _unpacked(pixels: Tensor, mask: Tensor | None, packed: tuple[Any, ...], skipped: tuple[str, ...]) -> ObjectBatch:
     """The batch that was taken apart for the way."""
-    pieces = [[None] * len(counts) if masks is None else masks.split(counts), labels.split(counts), boxes.split(counts)]
-    targets = tuple(Objects(label, box, own) for own, label, box in zip(*pieces, strict=True))
-    return ObjectBatch(pixels, mask, targets, skipped)
+    return ObjectBatch(pixels, mask, PackedTargets(*packed).unpacked(), skipped)
+
+
+def stacked(inputs: Sequence[Float[Tensor, "c _y _x"]]) -> tuple[Float[Tensor, "b c y x"], Bool[Tensor, "b y x"] | None]:
+    """Inputs of any sizes in the left top corner of the size that holds them all, zero beyond.
+
+    Returns:
+        All of them, and a mask that is True on what fills them up; None where nothing does.
+    """
+    sizes = [tuple(one.shape[1:]) for one in inputs]
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    if all(size == (height, width) for size in sizes):
+        return torch.stack(list(inputs)), None
+    pixels = inputs[0].new_zeros((len(inputs), len(inputs[0]), height, width))
+    mask = torch.ones((len(inputs), height, width), dtype=torch.bool)
+    for row, (one, (tall, wide)) in enumerate(zip(inputs, sizes, strict=True)):
+        pixels[row, :, :tall, :wide] = one
+        mask[row, :tall, :wide] = False
+    return pixels, mask
+
+
+def widened(told: Objects, size: tuple[int, int]) -> Objects:
+    """Objects of an input that is filled up to (height, width): their masks have nothing there."""
+    if told.masks is None or told.masks.shape[1:] == size:
+        return told
+    whole = told.masks.new_zeros((len(told.masks), *size))
+    whole[:, : told.masks.shape[1], : told.masks.shape[2]] = told.masks
+    return told._replace(masks=whole)
 
 
 def padded(samples: Sequence[tuple[Float[Tensor, "c _y _x"], Objects]], skipped: tuple[str, ...] = ()) -> ObjectBatch:
@@ -168,22 +228,9 @@ def padded(samples: Sequence[tuple[Float[Tensor, "c _y _x"], Objects]], skipped:
         samples: inputs and their objects.
         skipped: see `ObjectBatch`.
     """
-    sizes = [tuple(pixels.shape[1:]) for pixels, _ in samples]
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    if all(size == (height, width) for size in sizes):
-        return ObjectBatch(torch.stack([one for one, _ in samples]), None, tuple(told for _, told in samples), skipped)
-    pixels = samples[0][0].new_zeros((len(samples), len(samples[0][0]), height, width))
-    mask = torch.ones((len(samples), height, width), dtype=torch.bool)
-    targets = []
-    for row, ((one, told), (tall, wide)) in enumerate(zip(samples, sizes, strict=True)):
-        pixels[row, :, :tall, :wide] = one
-        mask[row, :tall, :wide] = False
-        if told.masks is not None:
-            whole = told.masks.new_zeros((len(told.masks), height, width))
-            whole[:, :tall, :wide] = told.masks
-            told = told._replace(masks=whole)
-        targets.append(told)
-    return ObjectBatch(pixels, mask, tuple(targets), skipped)
+    pixels, mask = stacked([one for one, _ in samples])
+    size = pixels.shape[2], pixels.shape[3]
+    return ObjectBatch(pixels, mask, tuple(widened(told, size) for _, told in samples), skipped)
 
 
 class _Reader(Dataset["ObjectBatch | PictureError"]):

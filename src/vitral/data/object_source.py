@@ -22,19 +22,22 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from vitral.base.image import PICTURE_SUFFIXES
+from vitral.base.image import PICTURE_SUFFIXES, PictureSource
+from vitral.base.numbers import as_integer
 from vitral.data.archive import Archive, is_archive, open_archive
 from vitral.data.pictures import Files, PictureStore
 from vitral.data.tree import SPLITS, Tree, walk
 from vitral.errors import PictureError, UsageError
 
 __all__ = [
+    "Chosen",
     "Draft",
     "Entry",
     "Problem",
     "ProblemKind",
     "Row",
     "Source",
+    "chosen_places",
     "finite_number",
     "header_size",
     "is_picture",
@@ -133,6 +136,7 @@ class Draft:
         entries: the pictures.
         noun: what messages call an object in such a file: "annotation", "object" or "line".
         problems: what is wrong with objects and pictures that are in no entry for that reason.
+        things: which classes are things and not stuff, where the files say so.
     """
 
     split: str
@@ -141,6 +145,7 @@ class Draft:
     entries: list[Entry]
     noun: str
     problems: list[Problem] = field(default_factory=list)
+    things: tuple[bool, ...] = ()
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -228,6 +233,52 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         raise UsageError(f"{shown} is neither a folder nor a tar archive, nor a file of annotations (.json, .yaml).")
     archive = open_archive(root, shown)
     return Source(shown, archive.tree, archive)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some of the pictures of a store, which is one too.
+
+    Args:
+        store: where they lie.
+        places: which, in their order.
+    """
+
+    store: PictureStore
+    places: tuple[int, ...] = field(repr=False)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What they are called in their source."""
+        return tuple(self.store.names[place] for place in self.places)
+
+    def where(self, place: int) -> str:
+        """What messages call one of them."""
+        return self.store.where(self.places[place])
+
+    def source(self, place: int) -> PictureSource:
+        """What `read_picture` reads one of them from."""
+        return self.store.source(self.places[place])
+
+
+def chosen_places(indices: Sequence[int] | np.ndarray, name: str, count: int) -> tuple[int, ...]:
+    """The pictures that are asked for, as Python's numbers.
+
+    Args:
+        indices: which, from 0.
+        name: what messages call the set that they are of.
+        count: how many it has.
+
+    Raises:
+        UsageError: an index that is no whole number, or for which there is no picture.
+    """
+    chosen: list[int] = []
+    for given in indices.tolist() if isinstance(indices, np.ndarray) else indices:
+        place = as_integer(given)
+        if place is None or not 0 <= place < count:
+            raise UsageError(f"{name} has pictures 0 to {count - 1}; {given!r} is none of them.")
+        chosen.append(place)
+    return tuple(chosen)
 
 
 def is_picture(name: str) -> bool:

@@ -29,9 +29,22 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from vitral.base.disk import whole_folder
 from vitral.base.image import Picture, read_picture
-from vitral.base.numbers import as_integer
+from vitral.base.masks import decode_rle, polygons_to_mask
 from vitral.data.coco import coco_files, coco_json, holds_coco, read_coco
-from vitral.data.object_source import Draft, Entry, Problem, Row, Source, is_picture, open_source, problems_of, safe_name
+from vitral.data.object_source import (
+    Chosen,
+    Draft,
+    Entry,
+    Problem,
+    Row,
+    Source,
+    chosen_places,
+    header_size,
+    is_picture,
+    open_source,
+    problems_of,
+    safe_name,
+)
 from vitral.data.pictures import PictureStore
 from vitral.data.voc import holds_voc, read_voc, voc_xml
 from vitral.data.yolo import holds_yolo, read_yolo, yolo_lines, yolo_page
@@ -45,6 +58,7 @@ __all__ = [
     "ObjectSet",
     "ObjectSplits",
     "ObjectTable",
+    "mask_of",
     "object_formats",
     "read_objects",
     "write_objects",
@@ -196,6 +210,8 @@ class ListedObjects:
         image_ids: the number of each.
         table: the objects.
         problems: what was wrong in the files, and is left out unless the set was read with "keep".
+        things: which classes are things and not stuff, where the files say so.
+        with_masks: whether `annotations` come with masks, drawn of the outlines.
     """
 
     name: str
@@ -207,6 +223,8 @@ class ListedObjects:
     image_ids: Int64[np.ndarray, " n"] = field(repr=False)
     table: ObjectTable = field(repr=False)
     problems: tuple[Problem, ...] = field(default=(), repr=False)
+    things: tuple[bool, ...] = ()
+    with_masks: bool = False
 
     def __repr__(self) -> str:
         objects = len(self.table.labels)
@@ -260,6 +278,7 @@ class ListedObjects:
 
         Raises:
             IndexError: there is no such picture.
+            PictureError: masks are wanted, and an outline is none.
         """
         place, table = self._place(index), self.table
         begin, end = table.starts[place : place + 2].tolist()
@@ -275,7 +294,19 @@ class ListedObjects:
             areas=table.areas[rows],
             ids=table.ids[rows],
             shapes=shapes,
+            masks=self._masks(place, shapes, table.ids[rows].tolist()) if self.with_masks else None,
         )
+
+    def _masks(self, place: int, shapes: Sequence[str], ids: Sequence[int]) -> Bool[np.ndarray, "k y x"]:
+        """The pixels of objects, by their outlines."""
+        size = self.size_of(place) or header_size(self.store, place)
+        masks = np.zeros((len(ids), *size), dtype=bool)
+        for row, number in enumerate(ids):
+            try:
+                masks[row] = mask_of(shapes[row] if shapes else "", size)
+            except UsageError as error:
+                raise PictureError(self.where(place), f"Annotation {number} has no mask. {error}") from error
+        return masks
 
     def subset(self, indices: Sequence[int] | np.ndarray, *, name: str | None = None) -> ListedObjects:
         """Some of the pictures with their objects, in the order asked for.
@@ -287,15 +318,11 @@ class ListedObjects:
         Raises:
             UsageError: an index that is no whole number, for which there is no picture, or that comes twice.
         """
-        wanted = [as_integer(index) for index in (indices.tolist() if isinstance(indices, np.ndarray) else indices)]
-        for given in wanted:
-            if given is None or not 0 <= given < len(self):
-                raise UsageError(f"{self.name} has pictures 0 to {len(self) - 1}; {given!r} is none of them.")
-        if len(set(wanted)) < len(wanted):
+        chosen = chosen_places(indices, self.name, len(self))
+        if len(set(chosen)) < len(chosen):
             raise UsageError(
                 f"A subset of {self.name} cannot hold a picture twice: the ids of its objects would not be theirs."
             )
-        chosen = [int(index or 0) for index in wanted]
         table = self.table
         rows = np.concatenate(
             [np.zeros(0, dtype=np.int64), *(np.arange(*table.starts[index : index + 2]) for index in chosen)]
@@ -311,9 +338,9 @@ class ListedObjects:
             self,
             name=name or self.name,
             names=tuple(self.names[index] for index in chosen),
-            store=_Chosen(self.store, tuple(chosen)),
-            sizes=self.sizes[chosen],
-            image_ids=self.image_ids[chosen],
+            store=Chosen(self.store, chosen),
+            sizes=self.sizes[list(chosen)],
+            image_ids=self.image_ids[list(chosen)],
             table=ObjectTable(
                 starts=np.cumsum([0, *counts], dtype=np.int64),
                 boxes=table.boxes[rows],
@@ -332,24 +359,6 @@ class ListedObjects:
         if not 0 <= place < len(self):
             raise IndexError(f"{self.name} has {len(self):,} pictures; there is none at {index}.")
         return place
-
-
-@dataclass(frozen=True, eq=False)
-class _Chosen:
-    """Some of the pictures of a store."""
-
-    store: PictureStore
-    places: tuple[int, ...] = field(repr=False)
-
-    @property
-    def names(self) -> Sequence[str]:
-        return tuple(self.store.names[place] for place in self.places)
-
-    def where(self, place: int) -> str:
-        return self.store.where(self.places[place])
-
-    def source(self, place: int) -> Any:
-        return self.store.source(self.places[place])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -500,7 +509,26 @@ def _set(draft: Draft, entries: list[Entry], source: Source, name: str, problems
             shape_ends=np.cumsum([len(shape) for shape in shapes], dtype=np.int64),
         ),
         problems=tuple(problems),
+        things=draft.things,
     )
+
+
+def mask_of(shape: str, size: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
+    """An outline as COCO's file has it, drawn: polygons, or run lengths, compressed or not.
+
+    Args:
+        shape: its JSON.
+        size: (height, width) of the picture, in pixels.
+
+    Raises:
+        UsageError: there is none, it is malformed, or of another size.
+    """
+    told = json.loads(shape) if shape else None
+    if isinstance(told, dict):
+        return decode_rle(told, size)
+    if not isinstance(told, list) or not told:
+        raise UsageError("It has no segmentation, neither polygons nor run lengths. Add one, or leave the object out.")
+    return polygons_to_mask(told, size)
 
 
 # -- writing ------------------------------------------------------------------------------------------------------------

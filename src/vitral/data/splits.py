@@ -100,17 +100,7 @@ def read_pictures(path: str | os.PathLike[str], split: str | None = None) -> Pic
     Raises:
         UsageError: see `all_splits`; or there are several splits and none was named, or not the one that was.
     """
-    found = all_splits(path)
-    if split is None:
-        if len(found) > 1:
-            raise UsageError(f"{path} has the splits {', '.join(found)}. Say which one is meant.")
-        return next(iter(found.values()))
-    if split.lower() not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
-    wanted = SPLITS[split.lower()]
-    if wanted not in found:
-        raise UsageError(f"{path} has no split {wanted}; it has {', '.join(found) if WHOLE not in found else 'none'}.")
-    return found[wanted]
+    return chosen_split(all_splits(path), split, path)
 
 
 def read_splits(

@@ -20,11 +20,12 @@ from PIL import Image
 from vitral.base.chance import generator_of
 from vitral.base.config import check_choices
 from vitral.base.image import Picture
+from vitral.base.masks import boxes_of
 from vitral.base.numbers import real_number, whole_number
 from vitral.data.objects import Annotations
 from vitral.errors import UnknownNameError, UsageError
 
-__all__ = ["MATERIALS", "SHAPES", "Scene", "SyntheticScenes"]
+__all__ = ["MATERIALS", "SHAPES", "Scene", "SegmentedScenes", "SyntheticScenes"]
 
 _Grid = Float32[np.ndarray, "y x"]
 
@@ -303,7 +304,7 @@ class SyntheticScenes:
             IndexError: there is no such scene.
         """
         scene = self.scene(index)
-        first = 1 + 1000 * self._place(index)  # ids of their own, whatever the others hold
+        first = _first_id(self.image_id(index))
         return Annotations(
             boxes=scene.boxes,
             labels=scene.labels,
@@ -326,6 +327,102 @@ class SyntheticScenes:
             IndexError: there is no such scene.
         """
         return _drawn(self, self._place(index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentedScenes:
+    """Drawn scenes of which every pixel is said: an `ObjectSet` of things and stuff with masks, and a `ClassMapSet`.
+
+    Args:
+        scenes: what is drawn.
+    """
+
+    scenes: SyntheticScenes = SyntheticScenes()
+
+    @property
+    def name(self) -> str:
+        """What messages call the set."""
+        return self.scenes.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the things, then of the stuff."""
+        return self.scenes.shapes + self.scenes.stuff
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Their numbers in files: counted from 1."""
+        return tuple(range(1, len(self.classes) + 1))
+
+    @property
+    def things(self) -> tuple[bool, ...]:
+        """Which classes are things."""
+        return tuple(place < len(self.scenes.shapes) for place in range(len(self.classes)))
+
+    @property
+    def ignore(self) -> int:
+        """What class maps would hold where nothing is known; of scenes all is."""
+        return 255
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each scene is called."""
+        return self.scenes.names
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def where(self, index: int) -> str:
+        """What messages call a scene."""
+        return self.scenes.where(index)
+
+    def image_id(self, index: int) -> int:
+        """The number of a scene, from 1."""
+        return self.scenes.image_id(index)
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """(height, width) of a scene, in pixels."""
+        return self.scenes.size_of(index)
+
+    def read(self, index: int, *, at_least: tuple[int, int] | None = None) -> Picture:
+        """The picture of a scene; it is never reduced.
+
+        Raises:
+            IndexError: there is no such scene.
+        """
+        return self.scenes.read(index)
+
+    def class_map(self, index: int) -> UInt8[np.ndarray, "y x"]:
+        """The class of every pixel of a scene.
+
+        Raises:
+            IndexError: there is no such scene.
+        """
+        return self.scenes.scene(index).class_map
+
+    def annotations(self, index: int) -> Annotations:
+        """The segments of a scene, things and stuff, with their masks.
+
+        Raises:
+            IndexError: there is no such scene.
+        """
+        scene = self.scenes.scene(index)
+        count = len(scene.segments)
+        masks = scene.panoptic == np.arange(1, count + 1, dtype=np.int32)[:, None, None]
+        first = _first_id(self.scenes.image_id(index))
+        return Annotations(
+            boxes=boxes_of(masks),
+            labels=scene.segments,
+            crowd=np.zeros(count, dtype=bool),
+            areas=masks.sum((1, 2)).astype(np.float64),
+            ids=np.arange(first, first + count, dtype=np.int64),
+            masks=masks,
+        )
+
+
+def _first_id(number: int) -> int:
+    """The id of the first object of a scene: ids of their own, whatever the others hold."""
+    return 1 + 1002 * (number - 1)  # a thousand things at most, and two kinds of stuff
 
 
 @lru_cache(maxsize=2)  # a picture and its annotations are asked for one after the other
@@ -367,7 +464,7 @@ def _drawn(options: SyntheticScenes, place: int) -> Scene:
             panoptic[panoptic > number] -= 1
     return Scene(
         picture=Picture(image, options.size, options.where(place)),
-        boxes=_boxes(masks),
+        boxes=boxes_of(masks),
         labels=shapes,
         masks=masks,
         areas=masks.sum((1, 2)).astype(np.float64),
@@ -516,14 +613,6 @@ def _paint(
     painted = _textured(material, tone, x, y, 64 * (1 - 0.6 * options.confusion), rng)
     window += cover[..., None] * (painted - window)
     return name
-
-
-def _boxes(masks: Bool[np.ndarray, "k y x"]) -> Float32[np.ndarray, "k 4"]:
-    """The tightest boxes around masks, none of which is empty."""
-    rows, columns = np.any(masks, axis=2), np.any(masks, axis=1)
-    height, width = masks.shape[1:]
-    edges = [columns.argmax(1), rows.argmax(1), width - columns[:, ::-1].argmax(1), height - rows[:, ::-1].argmax(1)]
-    return np.stack(edges, axis=1).astype(np.float32)
 
 
 _NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -42,6 +42,7 @@ __all__ = [
     "Preprocessing",
     "Resize",
     "Resizer",
+    "Rounding",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,6 +53,7 @@ INCEPTION_STD = (0.5, 0.5, 0.5)
 Resize = Literal["exact", "shortest_edge", "none"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 CropRounding = Literal["floor", "round"]
+Rounding = Literal["down", "up"]
 Resizer = Literal["pillow", "torch", "torch_float", "torch_plain"]
 
 # What PyTorch resizes as Pillow would, antialiased; the other filters are always Pillow's.
@@ -74,7 +76,9 @@ class Preprocessing:
         size: (height, width) to resize to, in pixels. Both are the edge's length where the published rule has one.
         longest: where the longer side would become longer than this, in pixels, it becomes this, and the shorter one
             follows; None for no limit. For "shortest_edge" with a square size.
-        multiple: what is left over of so many pixels at the end of either side is taken off it; with `longest` only.
+        multiple: pixels of which both sides are made a multiple; with `longest` only.
+        rounding: "down" takes what is left over at the end of a side off it, as YOLOS does; "up" makes it a whole one, as
+            MaskFormer does. Either way the picture is resized to that size, its shape changing a little.
         crop: (height, width) cut out of the middle, in pixels; black is added where the picture is smaller. None: no
             crop.
         crop_rounding: where an odd margin goes. "floor": the smaller half to the top and left, as transformers does;
@@ -95,6 +99,7 @@ class Preprocessing:
     size: tuple[int, int] = (224, 224)
     longest: int | None = None
     multiple: int = 1
+    rounding: Rounding = "down"
     crop: tuple[int, int] | None = None
     crop_rounding: CropRounding = "floor"
     interpolation: Interpolation = "bilinear"
@@ -233,19 +238,23 @@ class Preprocessing:
         short, long = min(height, width), max(height, width)
         if self.resizer == "torch_plain":
             scale = min(self.size[0] / short, longest / long)
-            return int(height * scale) // self.multiple * self.multiple, int(width * scale) // self.multiple * self.multiple
+            return self._whole(int(height * scale)), self._whole(int(width * scale))
         edge: float = self.size[0]
         if long / short * edge > longest:
             edge = longest * short / long  # not whole; the longer side follows from it as it is
         whole = round(edge)
         # YOLOS's rule does not ask a portrait whether it is of the right size already.
-        if short == whole and (height <= width or self.multiple == 1):
+        if short == whole and (height <= width or self.multiple == 1 or self.rounding == "up"):
             resized = height, width
         elif width < height:
             resized = int(edge * height / width), whole
         else:
             resized = whole, int(edge * width / height)
-        return resized[0] // self.multiple * self.multiple, resized[1] // self.multiple * self.multiple
+        return self._whole(resized[0]), self._whole(resized[1])
+
+    def _whole(self, side: int) -> int:
+        """A side made a multiple of what it is to be one of."""
+        return (-(-side // self.multiple) if self.rounding == "up" else side // self.multiple) * self.multiple
 
     def _corner(self, length: int, crop: int) -> int:
         """Where along one side a crop begins; negative where black is added."""

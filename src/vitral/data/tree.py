@@ -17,9 +17,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from vitral.base.image import PICTURE_SUFFIXES
-from vitral.errors import UsageError
+from vitral.errors import UnknownNameError, UsageError
 
 __all__ = [
     "SPLITS",
@@ -27,6 +28,7 @@ __all__ = [
     "Listing",
     "Tree",
     "check_classes",
+    "chosen_split",
     "class_folders",
     "hidden",
     "natural",
@@ -40,6 +42,8 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 
 WHOLE = "all"
 """The name of the only split of a source that has none."""
+
+_S = TypeVar("_S")
 
 _LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"})
 
@@ -281,3 +285,27 @@ def check_classes(classes: Mapping[str, Iterable[str]], shown: str) -> None:
 def _counted(names: list[str], one: str, many: str) -> str:
     """A number with its noun and verb."""
     return f"1 {one}" if len(names) == 1 else f"{len(names):,} {many}"
+
+
+def chosen_split(sets: Mapping[str, _S], split: str | None, path: object) -> _S:
+    """One of the splits of a source.
+
+    Args:
+        sets: all of them by name.
+        split: which, by one of the names in `SPLITS`; None where there is only one.
+        path: what messages call the source.
+
+    Raises:
+        UsageError: there are several splits and none was named, or not the one that was.
+        UnknownNameError: there is no such split anywhere.
+    """
+    if split is None:
+        if len(sets) > 1:
+            raise UsageError(f"{path} has the splits {', '.join(sets)}. Say which one is meant.")
+        return next(iter(sets.values()))
+    if split.lower() not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    wanted = SPLITS[split.lower()]
+    if wanted not in sets:
+        raise UsageError(f"{path} has no split {wanted}; it has {', '.join(sets) if WHOLE not in sets else 'none'}.")
+    return sets[wanted]

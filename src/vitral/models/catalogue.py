@@ -14,10 +14,40 @@ from torch import nn
 from vitral.base.config import value_of
 from vitral.base.numbers import as_integer
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.backbones import alexnet, cct, cvt, googlenet, hybrid, lstm, mixer, mlp, pvt, resnet, swin, vgg, vit, xcit
+from vitral.models.backbones import (
+    alexnet,
+    cct,
+    cvt,
+    googlenet,
+    hybrid,
+    lstm,
+    mit,
+    mixer,
+    mlp,
+    pvt,
+    resnet,
+    swin,
+    vgg,
+    vit,
+    xcit,
+)
 from vitral.models.detection import deformable_detr, detr, faster_rcnn, fcos, retinanet, rtdetr, yolos
 from vitral.models.network import Network
 from vitral.models.record import Record
+from vitral.models.segmentation import (
+    detr_masks,
+    fcn,
+    fcn_vgg,
+    mask2former,
+    maskformer,
+    segformer,
+    segmenter,
+    semantic_fpn,
+    setr,
+    transunet,
+    unet,
+    upernet,
+)
 
 __all__ = ["CATALOGUE", "FAMILIES", "Entry", "Family", "configured", "create_model", "enough_memory", "list_models"]
 
@@ -57,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     "mixer": Family(mixer.Mixer, mixer.MixerConfig, mixer.VARIANTS, mixer.PAPERS),
     "lstm": Family(lstm.LSTM, lstm.LSTMConfig, lstm.VARIANTS, lstm.PAPERS),
     "pvt": Family(pvt.PVTv2, pvt.PVTConfig, pvt.VARIANTS, pvt.PAPERS),
+    "mit": Family(mit.MiT, mit.MiTConfig, mit.VARIANTS, mit.PAPERS),
     "xcit": Family(xcit.XCiT, xcit.XCiTConfig, xcit.VARIANTS, xcit.PAPERS),
     "alexnet": Family(alexnet.AlexNet, alexnet.AlexNetConfig, alexnet.VARIANTS, alexnet.PAPERS),
     "vgg": Family(vgg.VGG, vgg.VGGConfig, vgg.VARIANTS, vgg.PAPERS),
@@ -76,6 +107,20 @@ FAMILIES: dict[str, Family] = {
     "faster_rcnn": Family(faster_rcnn.FasterRCNN, faster_rcnn.FasterRCNNConfig, faster_rcnn.VARIANTS, faster_rcnn.PAPERS),
     "retinanet": Family(retinanet.RetinaNet, retinanet.RetinaNetConfig, retinanet.VARIANTS, retinanet.PAPERS),
     "fcos": Family(fcos.FCOS, fcos.FCOSConfig, fcos.VARIANTS, fcos.PAPERS),
+    "detr_masks": Family(detr_masks.MaskedDETR, detr_masks.MaskedDETRConfig, detr_masks.VARIANTS, detr_masks.PAPERS),
+    "segformer": Family(segformer.SegFormer, segformer.SegFormerConfig, segformer.VARIANTS, segformer.PAPERS),
+    "maskformer": Family(maskformer.MaskFormer, maskformer.MaskFormerConfig, maskformer.VARIANTS, maskformer.PAPERS),
+    "mask2former": Family(mask2former.Mask2Former, mask2former.Mask2FormerConfig, mask2former.VARIANTS, mask2former.PAPERS),
+    "setr": Family(setr.SETR, setr.SETRConfig, setr.VARIANTS, setr.PAPERS),
+    "segmenter": Family(segmenter.Segmenter, segmenter.SegmenterConfig, segmenter.VARIANTS, segmenter.PAPERS),
+    "transunet": Family(transunet.TransUNet, transunet.TransUNetConfig, transunet.VARIANTS, transunet.PAPERS),
+    "fcn": Family(fcn.FCN, fcn.FCNConfig, fcn.VARIANTS, fcn.PAPERS),
+    "fcn_vgg": Family(fcn_vgg.FCNVGG, fcn_vgg.FCNVGGConfig, fcn_vgg.VARIANTS, fcn_vgg.PAPERS),
+    "unet": Family(unet.UNet, unet.UNetConfig, unet.VARIANTS, unet.PAPERS),
+    "semantic_fpn": Family(
+        semantic_fpn.SemanticFPN, semantic_fpn.SemanticFPNConfig, semantic_fpn.VARIANTS, semantic_fpn.PAPERS
+    ),
+    "upernet": Family(upernet.UPerNet, upernet.UPerNetConfig, upernet.VARIANTS, upernet.PAPERS),
 }
 """Name → family. A new family adds its row here."""
 

@@ -231,6 +231,8 @@ class MaskOutput(NamedTuple):
         boxes: of every query, cxcywh in [0, 1] of the picture without what fills the batch up (b q 4), where the network
             says them.
         canvas: (height, width) to which masks are brought before anything is decided from them; None: as they are.
+        instances: how single objects are read from it. "pairs": every query is asked for every class, and its mask may lie
+            over others' (Mask2Former); "partition": a query is one object, and every pixel is of one query (DETR).
     """
 
     logits: Float[Tensor, "b q c"]
@@ -239,6 +241,7 @@ class MaskOutput(NamedTuple):
     auxiliary: tuple[PredictedMasks, ...] = ()
     boxes: Float[Tensor, "b q 4"] | None = None
     canvas: tuple[int, int] | None = None
+    instances: Literal["pairs", "partition"] = "pairs"
 
 
 def _relative(boxes: Float[Tensor, "b q 4"], sizes: Float[Tensor, "b 1 2"]) -> Float[Tensor, "b q 4"]:

@@ -28,7 +28,9 @@ class Training:
         judged_by: the pictures it was judged by; None where there were none.
         judged: how many of them.
         top1: the share of them that it names rightly, in [0, 1]; of a classifier.
-        ap: its average precision over overlaps from .50 to .95, in [0, 1]; of a detector.
+        ap: its average precision over overlaps from .50 to .95, in [0, 1]; of a detector, or of a segmenter of objects.
+        miou: its mean intersection over union, in [0, 1]; of a segmenter of classes.
+        pq: its panoptic quality, in [0, 1]; of a segmenter of things and stuff.
     """
 
     data: str
@@ -41,6 +43,8 @@ class Training:
     judged: int = 0
     top1: float | None = None
     ap: float | None = None
+    miou: float | None = None
+    pq: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,8 @@ class Record:
     Attributes:
         architecture: a name for the network, of the catalogue where one fits, else of the publisher.
         layout: the layout the weights were read from: "vitral", "transformers", "timm", "torchvision", "google",
-            "shi-labs", "microsoft", "facebook", "whai362", "hustvl", "fundamentalvision", "lyuwenyu".
+            "shi-labs", "microsoft", "facebook", "whai362", "hustvl", "fundamentalvision", "lyuwenyu", "nvlabs",
+            "milesial", "openmmlab", "rstrudel", "beckschen".
         source: the path or Hub id they were read from.
         preprocessing: how a picture becomes the model's input; None where nobody said.
         labels: the name of every class, in the order of the logits; empty where nobody said.

@@ -6,12 +6,17 @@ with its name, and `top_k=None` means all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
 from torch import Tensor, nn
 
 from vitral.base.device import resolve_dtype
+from vitral.base.masks import encode_rle
 from vitral.checkpoints.box import BOXED
 from vitral.checkpoints.files import read_processor
 from vitral.checkpoints.preprocessing import from_transformers
@@ -21,10 +26,13 @@ from vitral.pipelines.predictor import Failure, Predictor, load
 from vitral.pipelines.sources import sources_of
 from vitral.tasks.classification.result import ScoreFunction, check_top_k
 from vitral.tasks.detection.result import Options
+from vitral.tasks.segmentation import decode as segmentation
+from vitral.tasks.segmentation.result import Instances, Panoptic, Segmentation
 
 __all__ = [
     "ImageClassificationPipeline",
     "ImageFeatureExtractionPipeline",
+    "ImageSegmentationPipeline",
     "ObjectDetectionPipeline",
     "Pipeline",
     "pipeline",
@@ -150,12 +158,82 @@ class ObjectDetectionPipeline(Pipeline):
         return [{"score": score, "label": label, "box": dict(zip(edges, box, strict=True))} for score, label, box in rows]
 
 
+class ImageSegmentationPipeline(Pipeline):
+    """For each picture a list of {"score": …, "label": …, "mask": …, "area": …, "rle": …}.
+
+    A mask is a Pillow image of mode L and the picture's size, 255 where it is; an area its pixels, and "rle" COCO's run
+    lengths of them. Of classes ("semantic") the score is None, and they come in the order of the network; segments
+    ("panoptic") come in the order of its queries, objects ("instance") the best first. Where objects may overlap, every mask
+    is whole.
+
+    Options of a call: `subtask`: "semantic", "instance" or "panoptic"; unless told panoptic where the network draws masks,
+    else semantic; `threshold`: 0.9, `mask_threshold`: 0.5, `overlap_mask_area_threshold`: 0.5, `fused`: see
+    `vitral.tasks.segmentation.decode.Options`; `class_map`: True makes every answer {"segments": the list, "class_map": the
+    class of every pixel as an array (y, x), 255 where nothing is said, or 65535 where there are more than 255 classes}.
+    """
+
+    options: ClassVar[dict[str, Any]] = Pipeline.options | {
+        "subtask": None,
+        "threshold": 0.9,
+        "mask_threshold": 0.5,
+        "overlap_mask_area_threshold": 0.5,
+        "fused": (),
+        "class_map": False,
+    }
+
+    def decoding(self, told: dict[str, Any]) -> dict[str, Any]:
+        """The subtask and the thresholds."""
+        if not isinstance(told["class_map"], bool):
+            raise UsageError(f"class_map must be True or False; {told['class_map']!r} came.")
+        names = ("subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold", "fused")
+        return vars(segmentation.Options(**{name: told[name] for name in names}))
+
+    def shaped(self, result: Any, told: dict[str, Any]) -> Any:
+        """Masks with labels and scores."""
+        entries = [
+            {
+                "score": score,
+                "label": label,
+                "mask": Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))),
+                "area": int(mask.sum()),
+                "rle": encode_rle(mask),
+            }
+            for score, label, mask in _masks(result)
+        ]
+        if not told["class_map"]:
+            return entries
+        if isinstance(result, Instances):
+            raise UsageError("class_map=True asks for one class per pixel, but objects may overlap. Use another subtask.")
+        if isinstance(result, Segmentation):
+            return {"segments": entries, "class_map": result.class_map}
+        ignored = segmentation.ignored(int(cast(Any, self.model).config.num_classes))
+        return {"segments": entries, "class_map": result.class_map(ignored)}
+
+
+def _masks(
+    result: Segmentation | Instances | Panoptic,
+) -> Iterator[tuple[float | None, str, Bool[np.ndarray, "y x"]]]:
+    """The score, the label and the mask of everything that was found."""
+    if isinstance(result, Segmentation):
+        for index in sorted(result.indices):
+            yield None, result.labels[index], result.mask(index)
+    elif isinstance(result, Instances):
+        yield from zip(result.scores.tolist(), result.labels, result.masks, strict=True)
+    else:
+        for segment in result.segments:
+            yield segment.score, segment.label, result.mask(segment.id)
+
+
 _PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassificationPipeline,
     "image-feature-extraction": ImageFeatureExtractionPipeline,
     "object-detection": ObjectDetectionPipeline,
+    "image-segmentation": ImageSegmentationPipeline,
 }
-_EXAMPLES = {"object-detection": "facebook/detr-resnet-50"}
+_EXAMPLES = {
+    "object-detection": "facebook/detr-resnet-50",
+    "image-segmentation": "nvidia/segformer-b0-finetuned-ade-512-512",
+}
 _BUILDING = (
     *("image_processor", "feature_extractor", "device", "device_map", "dtype", "torch_dtype", "revision", "framework"),
     *("architecture", "num_classes", "decoding", "trust_remote_code", "use_fast"),
@@ -166,7 +244,8 @@ def pipeline(task: str | None = None, model: str | Path | nn.Module | None = Non
     """A pipeline for a task, with transformers' parameters and output.
 
     Args:
-        task: "image-classification", "image-feature-extraction" or "object-detection"; by default what the model can do.
+        task: "image-classification", "image-feature-extraction", "object-detection" or "image-segmentation"; by default what
+            the model can do.
         model: a folder, a weights file, a Hub id, or a model of Vitral's; for "image-classification" by default the model
             in the box, which knows the ten classes of CIFAR-10 (see `checkpoints.box`).
         **options: of transformers': image_processor (a folder with a preprocessor_config.json, its content, or a

@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import torch
 
 from vitral.checkpoints.load import load_model
 from vitral.data.objects import object_formats
 from vitral.data.pictures import BadPictures
+from vitral.data.segments import SegmentKind, segment_kinds
 from vitral.data.splits import Splits, read_splits
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE
+from vitral.models.network import Network
 from vitral.recipes.cifar10 import cifar10_cct, cifar10_cct_long, cifar10_transfer, cifar10_vit
 from vitral.recipes.detection import (
     bccd,
@@ -28,14 +30,29 @@ from vitral.recipes.detection import (
 )
 from vitral.recipes.digits import digits
 from vitral.recipes.imagenet import deit_s, vit_s
+from vitral.recipes.segmentation import (
+    ade20k_segformer,
+    ade20k_setr,
+    camvid,
+    cityscapes_segformer,
+    finetune_segmenter,
+    penn_fudan,
+    scratch_segmenter,
+    synthetic_panoptic,
+)
 from vitral.recipes.usual import finetune, scratch
 from vitral.training.classification import Classification
 from vitral.training.detection import SCENES, Annotated, Detection, read_annotated, usual_loss
 from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.recipe import Recipe, TaskName, changed
+from vitral.training.segmentation import Segmentation, Segmented, read_segmented, usual_segment_loss
 from vitral.training.start import Teacher, model_for, teacher_for
+from vitral.training.subject import Subject
 
-__all__ = ["RECIPES", "opened", "out_folder", "recipe_for", "subject_of", "task_of", "train", "train_on"]
+__all__ = ["RECIPES", "Opened", "begun", "opened", "out_folder", "recipe_for", "subject_of", "task_of", "train", "train_on"]
+
+Opened: TypeAlias = Splits | Annotated | Segmented
+"""Pictures to train on and to judge by, of whatever task."""
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     one.__name__: one
@@ -44,6 +61,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
         scratch,
         finetune_detector,
         scratch_detector,
+        finetune_segmenter,
+        scratch_segmenter,
         digits,
         cifar10_cct,
         cifar10_cct_long,
@@ -55,13 +74,19 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
         bccd,
         detr_coco,
         rtdetr_coco,
+        synthetic_panoptic,
+        camvid,
+        penn_fudan,
+        ade20k_setr,
+        ade20k_segformer,
+        cityscapes_segformer,
     )
 }
 """Name → recipe, the usual ones first."""
 
 
 def task_of(data: str | Path) -> TaskName:
-    """What pictures are there to teach: objects, where there are annotations of them, else classes.
+    """What pictures are there to teach: objects, where there are annotations of them; pixels, where there are label files.
 
     Args:
         data: see `opened`.
@@ -69,7 +94,9 @@ def task_of(data: str | Path) -> TaskName:
     if str(data) == SCENES and not Path(data).exists():
         return "detection"
     try:
-        return "detection" if object_formats(data) else "classification"
+        if object_formats(data):
+            return "detection"
+        return "segmentation" if segment_kinds(data) else "classification"
     except (UsageError, TypeError):  # whoever reads the pictures says better what is wrong with them
         return "classification"
 
@@ -87,7 +114,8 @@ def recipe_for(
 
     Args:
         name: a key of `RECIPES`; None for `scratch` where the model is a network of the catalogue, `finetune` where it is a
-            checkpoint; `scratch_detector` and `finetune_detector` where the task is detection.
+            checkpoint; `scratch_detector` and `finetune_detector` where the task is detection, `scratch_segmenter` and
+            `finetune_segmenter` where it is segmentation.
         model: what to start from instead of the recipe's own.
         task: what is trained for; None for what the recipe is for, or classification.
         quick: the recipe's quick form.
@@ -106,8 +134,7 @@ def recipe_for(
                 f"fine-tune) or a recipe (--recipe {', '.join(RECIPES)})."
             )
         name = "scratch" if model in CATALOGUE else "finetune"
-        if task == "detection":
-            name = f"{name}_detector"
+        name += {"detection": "_detector", "segmentation": "_segmenter"}.get(task or "", "")
     if name not in RECIPES:
         raise UnknownNameError("recipe", name, RECIPES)
     recipe = RECIPES[name](quick=quick)
@@ -131,10 +158,11 @@ def _adapted(recipe: Recipe, model: str | None, options: Mapping[str, Any]) -> R
                     f"The recipe {recipe.name} sets network.{name}, which {model} does not have: the recipe is for networks "
                     f"like {recipe.model}. Take another recipe for {model}, such as scratch."
                 )
-    if model is not None and recipe.task == "detection":
+    if model is not None and recipe.task != "classification":
         kind = CATALOGUE[model].build if model in CATALOGUE else _kind_of(model)
         if kind is not None and recipe.model in CATALOGUE and kind is not CATALOGUE[recipe.model].build:
-            recipe = replace(recipe, objective=usual_loss(kind))
+            usual = usual_loss if recipe.task == "detection" else usual_segment_loss
+            recipe = replace(recipe, objective=usual(kind))
     return changed(recipe, options if model is None else {"model": model, **options})
 
 
@@ -149,8 +177,13 @@ def opened(data: str | Path, held_out: str | Path | float | None = None) -> Spli
 
 @overload
 def opened(
-    data: str | Path, held_out: str | Path | float | None = None, *, task: TaskName, bad_pictures: BadPictures = "refuse"
-) -> Splits | Annotated: ...
+    data: str | Path,
+    held_out: str | Path | float | None = None,
+    *,
+    task: TaskName,
+    segments: SegmentKind | None = None,
+    bad_pictures: BadPictures = "refuse",
+) -> Opened: ...
 
 
 def opened(
@@ -158,14 +191,18 @@ def opened(
     held_out: str | Path | float | None = None,
     *,
     task: TaskName = "classification",
+    segments: SegmentKind | None = None,
     bad_pictures: BadPictures = "refuse",
-) -> Splits | Annotated:
-    """Pictures to train on and to judge by; see `data.splits.read_splits` and `training.detection.read_annotated`.
+) -> Opened:
+    """Pictures to train on and to judge by.
+
+    See `data.splits.read_splits`, `training.detection.read_annotated` and `training.segmentation.read_segmented`.
 
     Args:
-        data: a path, or "digits"; for detection "scenes".
+        data: a path, or "digits"; for detection and segmentation "scenes".
         held_out: a path, or a share such as 0.1, also as text. (A folder of such a name is "./0.1".)
         task: what they are to teach.
+        segments: of segmentation, what is read of pixels; None: what the pictures say first.
         bad_pictures: what is done about annotations that something is wrong with.
 
     Raises:
@@ -178,6 +215,8 @@ def opened(
             held_out = float(held_out)
     if task == "detection":
         return read_annotated(data, held_out, bad_pictures=bad_pictures)
+    if task == "segmentation":
+        return read_segmented(data, held_out, kind=segments, bad_pictures=bad_pictures)
     return read_splits(data, held_out)
 
 
@@ -207,14 +246,16 @@ def train(
     watch: Callable[[Step | Epoch], None] | None = None,
     **options: Any,
 ) -> Trained:
-    """Train a classifier or a detector on a folder of pictures.
+    """Train a classifier, a detector or a segmenter on a folder of pictures.
 
     Args:
         data: a folder with one folder per class, an archive or a manifest of them; see `data.splits.read_splits`. For
-            detection annotated pictures of COCO's, Pascal VOC's or YOLO's format; see `data.objects.read_objects`.
+            detection annotated pictures of COCO's, Pascal VOC's or YOLO's format; see `data.objects.read_objects`. For
+            segmentation pictures with label files, or COCO's JSON; see `data.segments.read_segments`.
         recipe: a name of `RECIPES` or a recipe of your own; by default the usual one for the model.
         model: a network of the catalogue, or a checkpoint to fine-tune.
-        task: "classification" or "detection"; by default what the recipe is for, or what the pictures are there to teach.
+        task: "classification", "detection" or "segmentation"; by default what the recipe is for, or what the pictures are
+            there to teach.
         out: folder for checkpoints, journal and models; a training that is there goes on. None: nothing is written.
         held_out: pictures to be judged by: a path, or a share of the training pictures such as 0.1; by default the split
             that the data bring.
@@ -236,12 +277,12 @@ def train(
     else:
         chosen = _adapted(recipe, model, options if task is None else {"task": task, **options})
     folder = None if out is None else out_folder(out)
-    splits = opened(data, held_out, task=chosen.task, bad_pictures=chosen.bad_pictures)
+    splits = opened(data, held_out, task=chosen.task, segments=chosen.segments, bad_pictures=chosen.bad_pictures)
     return train_on(splits, chosen, out=folder, device=device, watch=watch)
 
 
 def train_on(
-    splits: Splits | Annotated,
+    splits: Opened,
     recipe: Recipe,
     *,
     out: Path | None = None,
@@ -249,12 +290,24 @@ def train_on(
     watch: Callable[[Step | Epoch], None] | None = None,
 ) -> Trained:
     """Train on pictures that are opened already; see `train`."""
+    model, subject = begun(splits, recipe)
+    return fit(model, subject, recipe, out=out, device=device, watch=watch)
+
+
+def begun(splits: Opened, recipe: Recipe) -> tuple[Network, Subject[Any]]:
+    """The model a training starts from, and what it is trained for; whatever does not fit is refused here.
+
+    Raises:
+        UsageError: something does not fit together.
+    """
     model = model_for(recipe, splits.classes)
-    teacher = None if isinstance(splits, Annotated) else teacher_for(recipe, model, splits.train)
-    return fit(model, subject_of(splits, recipe, teacher), recipe, out=out, device=device, watch=watch)
+    teacher = teacher_for(recipe, model, splits.train) if isinstance(splits, Splits) else None
+    subject = subject_of(splits, recipe, teacher)
+    subject.check(model)
+    return model, subject
 
 
-def subject_of(splits: Splits | Annotated, recipe: Recipe, teacher: Teacher | None = None) -> Classification | Detection:
+def subject_of(splits: Opened, recipe: Recipe, teacher: Teacher | None = None) -> Subject[Any]:
     """What a recipe trains for, on pictures that are opened already.
 
     Raises:
@@ -262,6 +315,8 @@ def subject_of(splits: Splits | Annotated, recipe: Recipe, teacher: Teacher | No
     """
     if isinstance(splits, Annotated):
         return Detection(splits.train, recipe, splits.held_out)
+    if isinstance(splits, Segmented):
+        return Segmentation(splits.train, splits.kind, recipe, splits.held_out)
     if len(set(splits.train.labels.tolist())) < 2:
         raise UsageError(
             f"{splits.train.name} shows pictures of one class only; a classifier needs two or more. Give a folder with a "

@@ -11,6 +11,7 @@ from vitral.tasks import features
 from vitral.tasks.classification import result as classification
 from vitral.tasks.detection import decode as detection
 from vitral.tasks.detection.result import Options as DetectionOptions
+from vitral.tasks.segmentation import decode as segmentation
 
 __all__ = ["TASKS", "Task"]
 
@@ -47,5 +48,6 @@ TASKS: dict[str, Task] = {
     "image-classification": Task(decode=classification.decode, options=classification.Options, needs_classes=True),
     "image-feature-extraction": Task(decode=features.decode, options=features.Options, needs_classes=False),
     "object-detection": Task(decode=detection.decode, options=DetectionOptions, needs_classes=True),
+    "image-segmentation": Task(decode=segmentation.decode, options=segmentation.Options, needs_classes=True),
 }
 """Name → task. Which of them a model can do, and which it does unless told otherwise, `Network.tasks` says."""

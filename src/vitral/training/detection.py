@@ -12,18 +12,18 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitral.base.boxes import Objects
 from vitral.base.numbers import real_number
 from vitral.data.loader import Share
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.object_loader import ObjectBatch, ObjectInput, object_batches
 from vitral.data.objects import ListedObjects, ObjectSet, ObjectSplits, read_objects
 from vitral.data.pictures import BadPictures
+from vitral.data.segments import set_apart
 from vitral.data.synthetic import SyntheticScenes
-from vitral.data.tree import SPLITS
-from vitral.errors import UnknownNameError, UsageError
+from vitral.data.tree import chosen_split
+from vitral.errors import UsageError
 from vitral.models.detection.deformable_detr import DeformableDETR
 from vitral.models.detection.rtdetr import RTDETR
 from vitral.models.network import Network
@@ -130,14 +130,8 @@ def read_annotated(
         )
     if len(train) < 2 or not isinstance(train, ListedObjects):
         raise UsageError(f"{train.name} has {len(train)} pictures, of which none can be held out.")
-    names = list(train.names)
-    order = sorted(range(len(train)), key=lambda place: hashlib.sha256(names[place].encode("utf-8", "replace")).digest())
-    count = min(max(round(share * len(train)), 1), len(train) - 1)
-    apart = set(order[:count])
-    return Annotated(
-        train=train.subset([place for place in range(len(train)) if place not in apart]),
-        held_out=train.subset(sorted(apart), name=f"{train.name}, held out"),
-    )
+    learned, judged = set_apart(train.names, share)
+    return Annotated(train=train.subset(learned), held_out=train.subset(judged, name=f"{train.name}, held out"))
 
 
 def annotated_split(
@@ -154,16 +148,7 @@ def annotated_split(
         UsageError: the source cannot be understood; or it has several splits and none was named, or not the one that was.
         UnknownNameError: there is no such split anywhere.
     """
-    sets = (_scenes() if path == SCENES else read_objects(path, bad=bad_pictures)).sets
-    if split is None:
-        if len(sets) > 1:
-            raise UsageError(f"{path} has the splits {', '.join(sets)}. Say which one is meant.")
-        return next(iter(sets.values()))
-    if split.lower() not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
-    if SPLITS[split.lower()] not in sets:
-        raise UsageError(f"{path} has no split {SPLITS[split.lower()]}; it has {', '.join(sets)}.")
-    return sets[SPLITS[split.lower()]]
+    return chosen_split((_scenes() if path == SCENES else read_objects(path, bad=bad_pictures)).sets, split, path)
 
 
 def _scenes() -> ObjectSplits:
@@ -275,7 +260,7 @@ class Detection:
         objects, pictures = whole
         pixels = batch.pixels.to(device, non_blocking=True)
         mask = None if batch.mask is None else batch.mask.to(device, non_blocking=True)
-        targets = [_moved(one, device) for one in batch.targets]
+        targets = [one.to(device) for one in batch.targets]
         with computing(self.recipe, device):
             output = network(pixels, mask, targets)
         if isinstance(output, SetOutput):
@@ -318,9 +303,3 @@ class Detection:
         return ObjectInput(
             cast(ObjectAugmentation, self.recipe.augment), model.record.preprocessing, model.config.image_size
         )
-
-
-def _moved(objects: Objects, device: torch.device) -> Objects:
-    """Objects on a device."""
-    labels, boxes, masks = (None if one is None else one.to(device, non_blocking=True) for one in objects)
-    return Objects(cast(Tensor, labels), cast(Tensor, boxes), masks)

@@ -28,6 +28,7 @@ from vitral.tasks.detection.decode import decode
 from vitral.tasks.detection.metrics import MOST, ObjectMetric, ObjectScores
 from vitral.tasks.detection.result import Detections, Options
 from vitral.training.answers import Decoding, answers_of, check_reading
+from vitral.training.naming import places_of_classes
 
 __all__ = ["ObjectEvaluation", "check_fits_objects", "evaluate_objects", "judge_objects"]
 
@@ -246,36 +247,7 @@ def _classes_of(record: Record, count: int, objects: ObjectSet) -> Int64[np.ndar
         there[np.asarray(objects.annotations(place).labels, dtype=np.int64)] = True
     if not there.any():
         raise UsageError(f"{objects.name} holds no objects to judge by, in {len(objects)} pictures.")
-    if not record.labels:
-        if len(classes) != count:
-            raise UsageError(
-                f"The model has {count} classes without names and {objects.name} has {len(classes)}, so nobody knows which "
-                "is which. Give the model's record the names of its classes, in their order: replace(record, labels=(…))."
-            )
-        return np.arange(count, dtype=np.int64)
-    found = np.full(count, -1, dtype=np.int64)
-    unknown: list[str] = []
-    for place, name in enumerate(classes):
-        try:
-            own = record.index(name)
-        except UsageError as error:
-            if there[place]:
-                unknown.append(str(error))
-            continue
-        if own >= count:
-            raise UsageError(f"Class {own} is not one of the {count} of the model, whatever its record says.")
-        if found[own] >= 0:
-            raise UsageError(
-                f"{classes[found[own]]!r} and {name!r} of {objects.name} are one class of the model, {record.label(own)!r}. "
-                "Name them apart."
-            )
-        found[own] = place
-    if unknown:
-        raise UsageError(
-            f"{len(unknown)} of the classes of {objects.name} do not fit the {count} of the model, the first: {unknown[0]} "
-            "Name the classes of the pictures as the model does."
-        )
-    return found
+    return places_of_classes(record, count, classes, there, objects.name)
 
 
 def _in_classes(found: Detections, classes: Int64[np.ndarray, " c"]) -> Detections:

@@ -14,7 +14,7 @@ from vitral.base import page
 from vitral.base.image import Picture
 from vitral.data.objects import ObjectSet
 from vitral.errors import PictureError, UsageError
-from vitral.tasks.detection.metrics import RECALLS, Miss, ObjectScores
+from vitral.tasks.detection.metrics import RECALLS, JudgedBy, Miss, ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.report import MANY
 
@@ -27,15 +27,19 @@ _AROUND = 0.35  # of a box's longer side is shown on each side of it
 _LEAST = 48.0  # pixels of the picture that a cut-out shows at least
 _WRONG, _THERE, _HALO = (255, 128, 14), (86, 180, 233), (24, 32, 46)  # orange and sky blue, with a dark line on each side
 _FORM = ".0%"
+_ONE: dict[JudgedBy, str] = {"boxes": "box", "masks": "mask"}
 
 
-def object_page(evaluation: ObjectEvaluation, objects: ObjectSet | None = None, title: str = "") -> str:
+def object_page(
+    evaluation: ObjectEvaluation, objects: ObjectSet | None = None, title: str = "", *, by: JudgedBy = "boxes"
+) -> str:
     """A page about how good a detector is, one HTML file that needs no network.
 
     Args:
         evaluation: what it found, held against what is there.
         objects: the set it was asked about, for its mistakes to be shown.
         title: of the page; by default its average precision.
+        by: what was judged, boxes or masks.
 
     Returns:
         HTML, to be written as UTF-8.
@@ -49,11 +53,11 @@ def object_page(evaluation: ObjectEvaluation, objects: ObjectSet | None = None, 
     total = int(scores.support[:, 0].sum())
     return page.document(
         title or f"{100 * evaluation.ap:.1f} AP on {evaluation.data}",
-        page.section("In numbers", *_numbers(evaluation)),
-        page.section("How much it finds, and how much of that is right", *_curves(scores)),
+        page.section("In numbers", *_numbers(evaluation, by)),
+        page.section("How much it finds, and how much of that is right", *_curves(scores, by)),
         page.section("Class by class", *_classes(scores)),
-        page.section("What it takes for what", *_taken_for(scores)),
-        *([] if objects is None else _mistakes(scores, objects)),
+        page.section("What it takes for what", *_taken_for(scores, by)),
+        *([] if objects is None else _mistakes(scores, objects, by)),
         _skipped(evaluation),
         lead=f"{evaluation.model}, asked about the {_counted(len(evaluation), 'picture')} of {evaluation.data}, which show "
         f"{_counted(total, 'object')} of {_counted(int((scores.support[:, 0] > 0).sum()), 'class', 'classes')}.",
@@ -76,7 +80,7 @@ def _check_set(evaluation: ObjectEvaluation, objects: ObjectSet) -> None:
 # -- in numbers -------------------------------------------------------------------------------------------------------
 
 
-def _numbers(evaluation: ObjectEvaluation) -> list[str]:
+def _numbers(evaluation: ObjectEvaluation, by: JudgedBy) -> list[str]:
     scores, told = evaluation.scores, evaluation.numbers
 
     def three(*names: str) -> str:
@@ -89,7 +93,7 @@ def _numbers(evaluation: ObjectEvaluation) -> list[str]:
                 ("AP", three("ap")),
                 ("AP at IoU .50 · .75", three("ap50", "ap75")),
                 ("AP small · medium · large", three("ap_small", "ap_medium", "ap_large")),
-                ("AR with 1 · 10 · 100 boxes", three("ar1", "ar10", "ar100")),
+                (f"AR with 1 · 10 · 100 {by}", three("ar1", "ar10", "ar100")),
                 ("AR small · medium · large", three("ar_small", "ar_medium", "ar_large")),
                 ("Objects", f"{int(scores.support[:, 0].sum()):,}"),
                 ("Pictures", f"{len(evaluation):,}{skipped}"),
@@ -99,7 +103,7 @@ def _numbers(evaluation: ObjectEvaluation) -> list[str]:
         ),
         page.paragraph(
             "Average precision (AP) and average recall (AR) as COCO counts them, from 0 to 100: means over the classes, and "
-            "over ten thresholds from .50 to .95 of how well a box must fit (intersection over union, IoU). Small objects "
+            f"over ten thresholds from .50 to .95 of how well {by} must fit (intersection over union, IoU). Small objects "
             "have up to 32² pixels, large ones 96² and more.",
             kind="quiet",
         ),
@@ -109,7 +113,7 @@ def _numbers(evaluation: ObjectEvaluation) -> list[str]:
 # -- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _curves(scores: ObjectScores) -> list[str]:
+def _curves(scores: ObjectScores, by: JudgedBy) -> list[str]:
     """Precision over recall: of all classes, and of some."""
     there = np.flatnonzero(scores.support[:, 0])
     whole = scores.precision[:, :, there, 0]
@@ -122,9 +126,9 @@ def _curves(scores: ObjectScores) -> list[str]:
     explained = (
         "<div>"
         + page.paragraph(
-            "Let boxes in, the surest first: the further to the right, the more of the objects are found (recall); the "
-            "higher, the more of the boxes let in are right (precision). Each line is drawn at its highest precision at "
-            "that recall or above, as COCO does, and falls to 0 where all boxes together do not find so much."
+            f"Let {by} in, the surest first: the further to the right, the more of the objects are found (recall); the "
+            f"higher, the more of the {by} let in are right (precision). Each line is drawn at its highest precision at "
+            f"that recall or above, as COCO does, and falls to 0 where all {by} together do not find so much."
         )
         + page.paragraph("The average precision is the area below a line.")
         + "</div>"
@@ -201,16 +205,16 @@ def _classes(scores: ObjectScores) -> list[str]:
     ]
 
 
-def _taken_for(scores: ObjectScores) -> list[str]:
+def _taken_for(scores: ObjectScores, by: JudgedBy) -> list[str]:
     """The confusion matrix, or of many classes the commonest confusions."""
     counts, classes = scores.confusion, len(scores.classes)
     right, total = int(np.trace(counts[:-1, :-1])), int(counts[:-1].sum())
     missed, false = int(counts[:-1, -1].sum()), int(counts[-1].sum())
+    more = _counted(false, f"more {_ONE[by]} is", f"more {by} are")
     told = page.paragraph(
-        f"Boxes count here from a score of {scores.threshold:.0%}, on an object from IoU {scores.overlap:.2f}. Of "
+        f"{by.capitalize()} count from a score of {scores.threshold:.0%}, on an object from IoU {scores.overlap:.2f}. Of "
         f"{_counted(total, 'object')}, {right:,} are found and named rightly, {total - right - missed:,} are taken for "
-        f"another class and {missed:,} are missed; {_counted(false, 'more box is', 'more boxes are')} on nothing, or on an "
-        "object that was found already."
+        f"another class and {missed:,} are missed; {more} on nothing, or on an object that was found already."
     )
     if classes <= MANY:
         used = np.append((counts[:-1].sum(1) + counts[:, :-1].sum(0)) > 0, True)
@@ -250,28 +254,28 @@ def _table(counts: np.ndarray, labels: Sequence[str]) -> str:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def _mistakes(scores: ObjectScores, objects: ObjectSet) -> list[str]:
+def _mistakes(scores: ObjectScores, objects: ObjectSet, by: JudgedBy) -> list[str]:
     """The worst mistakes as cut-outs of their pictures."""
     return [
         _shown(
             "Surest where nothing fits",
-            "The boxes of the highest scores that fit no object of their class and none of another (orange); blue is the "
-            "object beside which a box lies, or which was found already (twice). Annotations that are missing are seen "
-            "here, too.",
+            f"The {by} of the highest scores that fit no object of their class and none of another (orange); blue is the "
+            f"object beside which a {_ONE[by]} lies, or which was found already (twice). Annotations that are missing "
+            "are seen here, too.",
             scores.false,
             scores,
             objects,
         ),
         _shown(
             "Surest of another class",
-            "The boxes of the highest scores on an object of another class (blue): what it is → what was said.",
+            f"The {by} of the highest scores on an object of another class (blue): what it is → what was said.",
             scores.confused,
             scores,
             objects,
         ),
         _shown(
             "Largest that was missed",
-            f"The largest objects on which there is no box with a score from {scores.threshold:.0%}, of any class.",
+            f"The largest objects on which there is no {_ONE[by]} with a score from {scores.threshold:.0%}, of any class.",
             scores.missed,
             scores,
             objects,

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from vitral.base.config import check_choices, value_of
 from vitral.base.numbers import as_integer, real_number, whole_number
 from vitral.data.augment.chain import Augmentation
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.pictures import BadPictures
+from vitral.data.segment_augment import SegmentAugmentation
+from vitral.data.segments import SegmentKind
 from vitral.data.transforms import Interpolation
 from vitral.errors import UnknownNameError, UsageError
 from vitral.tasks.classification.loss import Objective
 from vitral.tasks.detection.loss import SetLoss
+from vitral.tasks.segmentation.loss import MapLoss, MaskLoss
 from vitral.training.optim import OptimizerName
 from vitral.training.schedule import ScheduleKind
 
 __all__ = ["Initialisation", "Precision", "Recipe", "TaskName", "changed", "option_names", "options_of"]
 
-TaskName = Literal["classification", "detection"]
-"""What there are trainings for: the class of a picture, or the objects in it."""
+TaskName = Literal["classification", "detection", "segmentation"]
+"""What there are trainings for: the class of a picture, the objects in it, or what its pixels show."""
 
 Precision = Literal["fp32", "bf16"]
 Initialisation = Literal["default", "xavier"]
@@ -36,6 +39,8 @@ class Recipe:
     Attributes:
         name: what the recipe is called.
         task: what is trained for; the objective and the augmentation are those of the task.
+        segments: of segmentation, what of the pixels is taught: "semantic", "instances" or "panoptic"; None: what the
+            pictures say first.
         model: a network of the catalogue, to start from fresh weights, or a checkpoint (a folder, a file or a Hub id), whose
             head is replaced by one for the classes of the data.
         backbone: a checkpoint whose weights the network's backbone begins with; None for fresh ones.
@@ -94,6 +99,7 @@ class Recipe:
 
     name: str = "custom"
     task: TaskName = "classification"
+    segments: SegmentKind | None = None
     model: str = "vit_s16"
     backbone: str | None = None
     network: Mapping[str, Any] = field(default_factory=dict)
@@ -124,12 +130,12 @@ class Recipe:
     clip: float | None = None
     frozen_depth: int | Literal["body"] = 0
 
-    objective: Objective | SetLoss = field(default_factory=Objective)
+    objective: Objective | SetLoss | MapLoss | MaskLoss = field(default_factory=Objective)
     teacher: str | None = None
     drop_path: float | None = None
     ema: float | None = None
 
-    augment: Augmentation | ObjectAugmentation = field(default_factory=Augmentation)
+    augment: Augmentation | ObjectAugmentation | SegmentAugmentation = field(default_factory=Augmentation)
 
     precision: Precision = "fp32"
     compile: bool = False
@@ -158,10 +164,15 @@ class Recipe:
             too_low = real_number(name, number) < least or (ends[0] == "(" and number == least)
             if too_low or number > most or (ends[1] == ")" and number == most):
                 raise UsageError(f"{name} must be a number in {ends[0]}{least:g}, {most:g}{ends[1]}; {number!r} came.")
-        for name, kind in _PARTS[self.task].items():
-            if not isinstance(getattr(self, name), kind):
-                came = type(getattr(self, name)).__name__
-                raise UsageError(f"{name} of a recipe for {self.task} must be of type {kind.__name__}; a {came} came.")
+        for name, kinds in _PARTS[self.task].items():
+            if not isinstance(getattr(self, name), kinds):
+                came, wanted = type(getattr(self, name)).__name__, " or ".join(kind.__name__ for kind in kinds)
+                raise UsageError(f"{name} of a recipe for {self.task} must be of type {wanted}; a {came} came.")
+        if self.segments is not None and self.task != "segmentation":
+            raise UsageError(
+                f"segments is for segmentation, and {self.name} is a recipe for {self.task}. Say task='segmentation' "
+                "(--task segmentation) too."
+            )
         distils = isinstance(self.objective, Objective) and self.objective.distillation != "none"
         if distils != (self.teacher is not None):
             raise UsageError("distillation needs a teacher, and a teacher is for distillation: give both or neither.")
@@ -196,23 +207,26 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
-# Parts of a recipe whose fields are options like its own, by task.
-_PARTS: dict[str, dict[str, type]] = {
-    "classification": {"objective": Objective, "augment": Augmentation},
-    "detection": {"objective": SetLoss, "augment": ObjectAugmentation},
+# Parts of a recipe whose fields are options like its own, by task: of which types they may be, the usual one first.
+_PARTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "classification": {"objective": (Objective,), "augment": (Augmentation,)},
+    "detection": {"objective": (SetLoss,), "augment": (ObjectAugmentation,)},
+    "segmentation": {"objective": (MapLoss, MaskLoss), "augment": (SegmentAugmentation, ObjectAugmentation)},
 }
+_OWN = tuple(one.name for one in fields(Recipe) if one.name not in ("name", "network", "objective", "augment"))
 
 
 def option_names(task: TaskName | None = None) -> tuple[str, ...]:
-    """The name of every option of a task's recipes, those of the objective and the augmentation among them.
+    """The name of every option of a task's recipes, those of every objective and augmentation it can have among them.
 
     Args:
         task: which; None for all of them together.
     """
-    names = dict.fromkeys(one.name for one in fields(Recipe) if one.name not in ("name", "network", "objective", "augment"))
+    names = dict.fromkeys(_OWN)
     for each in (task,) if task else get_args(TaskName):
-        for kind in _PARTS[each].values():
-            names |= dict.fromkeys(_hints(kind))
+        for kinds in _PARTS[each].values():
+            for kind in kinds:
+                names |= dict.fromkeys(_hints(kind()))
     return tuple(names)
 
 
@@ -241,7 +255,8 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """
     recipe = _for_task(recipe, value_of(TaskName, options.get("task", recipe.task), "task"))
     homes = {"": {name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("objective", "augment")}}
-    homes |= {part: _hints(kind) for part, kind in _PARTS[recipe.task].items()}
+    homes |= {part: _hints(getattr(recipe, part)) for part in _PARTS[recipe.task]}
+    known = (*_OWN, *(name for part in _PARTS[recipe.task] for name in homes[part]))
     new: dict[str, dict[str, Any]] = {home: {} for home in homes}
     network = dict(recipe.network)
     for given, value in options.items():
@@ -253,8 +268,8 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
         if name.startswith("network."):
             network[name.removeprefix("network.")] = value_of(None, value, given)
             continue
-        if name not in option_names(recipe.task):
-            raise UnknownNameError("option of a training", given, (*option_names(recipe.task), "network.…"))
+        if name not in known:
+            raise UnknownNameError("option of a training", given, (*known, "network.…"))
         home = next(home for home, hints in homes.items() if name in hints)
         new[home][name] = value_of(homes[home][name], value, given)
     inner = {home: _replaced(getattr(recipe, home), new[home]) for home in _PARTS[recipe.task]}
@@ -263,28 +278,33 @@ def changed(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
 
 def _for_task(recipe: Recipe, task: TaskName) -> Recipe:
     """The recipe for another task: with that one's usual objective and augmentation."""
-    parts = {name: kind() for name, kind in _PARTS[task].items()}
+    parts = {name: kinds[0]() for name, kinds in _PARTS[task].items()}
     return recipe if task == recipe.task else replace(recipe, task=task, **parts)
 
 
-def _hints(kind: type) -> dict[str, Any]:
-    """The fields of a part by the names of their options, and their annotations: "costs.l1" is within a part's part."""
+def _hints(part: Any) -> dict[str, Any]:
+    """The fields of a part by the names of their options, and their annotations: "costs.l1" is within a part's part.
+
+    How points are drawn and the like, which no text could say, is no option.
+    """
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        found |= (
-            {f"{name}.{inner}": own for inner, own in _hints(cast(type, hint)).items()}
-            if is_dataclass(hint)
-            else {name: hint}
-        )
+    for name, hint in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if is_dataclass(value):
+            found |= {f"{name}.{inner}": own for inner, own in _hints(value).items()}
+        elif not callable(value):
+            found[name] = hint
     return found
 
 
 def _values(part: Any) -> dict[str, Any]:
     """The values of a part by the names of their options."""
     found: dict[str, Any] = {}
-    for name in (one.name for one in fields(part)):
-        value = getattr(part, name)
-        found |= {f"{name}.{inner}": own for inner, own in _values(value).items()} if is_dataclass(value) else {name: value}
+    for name in _hints(part):
+        value = part
+        for field_name in name.split("."):
+            value = getattr(value, field_name)
+        found[name] = value
     return found
 
 

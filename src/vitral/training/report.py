@@ -39,6 +39,8 @@ _EACH = 10  # best and worst classes, of many
 _MEASURED = {
     "Held-out accuracy": {"top1": "top-1", "top5": "top-5"},
     "Held-out average precision": {"ap": "AP", "ap50": "AP50", "ap75": "AP75"},
+    "Held-out pixels": {"miou": "mean IoU", "pixel_accuracy": "right", "mean_accuracy": "mean over classes"},
+    "Held-out panoptic quality": {"pq": "PQ", "sq": "SQ", "rq": "RQ"},
 }
 _LONG = 20  # options of a recipe, before it is folded away
 
@@ -53,10 +55,10 @@ def training_page(
 
     Args:
         rows: of the journal, each with an "event": "step" with `step`, `loss`, `learning_rate`, `pictures_per_second`;
-            "epoch" with `epoch`, `step` and what was `held_out` (`top1`, `top5`, `loss`, or of
-            a detector `ap`, `ap50`, `ap75`); "start" and "end" with whatever
-            there is to say. Where a training went on from an earlier step, the later row of a step counts. Numbers that are
-            not finite are left out of the lines, and the page says how many.
+            "epoch" with `epoch`, `step` and what was `held_out` (`top1`, `top5`, `loss`; of a detector `ap`, `ap50`, `ap75`;
+            of a segmenter these, or `miou`, or `pq`); "start" and "end" with whatever there is to say. Where a training
+            went on from an earlier step, the later row of a step counts. Numbers that are not finite are left out of the
+            lines, and the page says how many.
         evaluation: of the trained network, where there is one.
         pictures: the set it was made on, for its mistakes to be shown.
         recipe: what was chosen, as plain values; those in mappings are shown with their way there.
@@ -111,6 +113,8 @@ def _best(epochs: Sequence[Mapping[str, Any]]) -> str:
     for key, told in (
         ("top1", "{:.1%} of the pictures held out, named rightly"),
         ("ap", "{:.1%} average precision held out"),
+        ("miou", "{:.1%} mean IoU held out"),
+        ("pq", "{:.1%} panoptic quality held out"),
     ):
         values = [row["held_out"][key] for row in epochs if key in (row.get("held_out") or {})]
         if values:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitral.base.chance import seed_of
 from vitral.checkpoints.load import load_model
 from vitral.data.pictures import PictureSet
+from vitral.data.segment_augment import SegmentAugmentation
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE, configured, create_model, enough_memory
@@ -61,7 +62,11 @@ def _begin_with(model: Any, source: str) -> None:
     """
     if not isinstance(getattr(model, "backbone", None), nn.Module):
         raise UsageError(f"{type(model).__name__} has no backbone that could begin with the weights of {source}.")
-    own, came = model.backbone.state_dict(), load_model(source).state_dict()
+    learned: Any = load_model(source)
+    size = model.backbone.config.image_size
+    if learned.config.image_size != size and learned.tables_at(learned.config.grid_of(size)):
+        learned = learned.resized(size)  # positions are carried over to the other grid
+    own, came = model.backbone.state_dict(), learned.state_dict()
     wrong = [name for name, tensor in own.items() if name not in came or came[name].shape != tensor.shape]
     wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
     if wrong:
@@ -117,7 +122,11 @@ def _prepared(recipe: Recipe, model: Any) -> Preprocessing:
 
 
 def _whole(augment: Any, told: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """A detector sees whole pictures, as it does in training: all of the input's size, or each in its own shape."""
+    """Detectors and segmenters see whole pictures at the size they learned: all of the input's, or each in its own shape."""
+    if isinstance(augment, SegmentAugmentation):
+        if augment.relative == "picture":
+            return replace(told, resize="none", crop=None, longest=None, multiple=1)
+        return replace(told, resize="shortest_edge", size=(min(size),) * 2, crop=None, longest=None, multiple=1)
     if augment.sized:
         return replace(told, resize="exact", size=size, crop=None, longest=None, multiple=1)
     side, longest = max(augment.sides), augment.longest

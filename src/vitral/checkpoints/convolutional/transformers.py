@@ -18,7 +18,7 @@ from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.resnet import ResNet, ResNetConfig
 
-__all__ = ["LAYOUT"]
+__all__ = ["LAYOUT", "described_resnet", "resnet_rows"]
 
 _TYPE = "resnet"
 # What transformers assumes where a config.json does not say.
@@ -72,7 +72,7 @@ def _plan(files: Files, named: ResNetConfig | None) -> Plan:
     if prepared is not None and prepared.input_size is not None:
         config = replace(config, image_size=prepared.input_size)
     record = transformers_record(files, architecture=_TYPE, num_classes=config.num_classes, preprocessing=prepared)
-    rows = _rows(config)
+    rows = resnet_rows(config)
     return Plan(
         build=ResNet,
         config=config,
@@ -110,7 +110,8 @@ def _prepared(processor: dict[str, Any], config: ResNetConfig) -> Preprocessing 
     return from_transformers({**kept, **usual, **sizes}, _TYPE, config.image_size)
 
 
-def _rows(config: ResNetConfig) -> list[Row]:
+def resnet_rows(config: ResNetConfig) -> list[Row]:
+    """The table of a network, with names as they are in a bare one, to which a model with a head adds a prefix."""
     stem = "embedder.embedder"
     rows = conv_norm("stem", f"{stem}.convolution", f"{stem}.normalization", config.norm)
     before = config.stem_width
@@ -131,6 +132,25 @@ def _rows(config: ResNetConfig) -> list[Row]:
 def _compose(model: nn.Module) -> Written:
     network = cast(ResNet, model)
     config, record = network.config, network.record
+    rows = resnet_rows(config)
+    if config.num_classes:
+        names = [tuple(n if n.startswith("classifier") else f"resnet.{n}" for n in row.theirs) for row in rows]
+        rows = [replace(row, theirs=theirs) for row, theirs in zip(rows, names, strict=True)]
+    described = {
+        "architectures": ["ResNetForImageClassification" if config.num_classes else "ResNetModel"],
+        **described_resnet(config),
+        "dtype": "float32",
+    }
+    documents = transformers_documents(described, record, config.num_classes)
+    return Written(model=model, rows=rows, documents=documents)
+
+
+def described_resnet(config: ResNetConfig) -> dict[str, Any]:
+    """A network in the words of a config.json, as far as they do not depend on its head.
+
+    Raises:
+        UsageError: transformers has no such ResNet.
+    """
     wrong = [
         (config.norm == "frozen", "norms that stay as they are"),
         (config.dilated > 0, "dilated stages"),
@@ -140,12 +160,7 @@ def _compose(model: nn.Module) -> Written:
     found = [what for present, what in wrong if present]
     if found:
         raise UsageError(f"transformers' ResNet has no {', '.join(found)}. Use layout='vitral' or 'torchvision'.")
-    rows = _rows(config)
-    if config.num_classes:
-        names = [tuple(n if n.startswith("classifier") else f"resnet.{n}" for n in row.theirs) for row in rows]
-        rows = [replace(row, theirs=theirs) for row, theirs in zip(rows, names, strict=True)]
-    described: dict[str, Any] = {
-        "architectures": ["ResNetForImageClassification" if config.num_classes else "ResNetModel"],
+    return {
         "model_type": _TYPE,
         "num_channels": config.channels,
         "embedding_size": config.stem_width,
@@ -155,10 +170,7 @@ def _compose(model: nn.Module) -> Written:
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": config.strides_first,
-        "dtype": "float32",
     }
-    documents = transformers_documents(described, record, config.num_classes)
-    return Written(model=model, rows=rows, documents=documents)
 
 
 LAYOUT = Layout(name="transformers", network=ResNet, recognises=_recognises, plan=_plan, compose=_compose)

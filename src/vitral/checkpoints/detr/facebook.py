@@ -2,7 +2,7 @@
 
 A state dictionary shows every size but three: the number of heads, which is eight in every published network; whether the
 last map is kept larger, which the name of a published file tells ("dc5"); and the size of pictures. They are taken from the
-architecture that the user names, else so. A network that also makes masks is read as the detector it is built on.
+architecture that the user names, else so. A network that also makes masks has a detector within, and a layout of its own.
 
 Their evaluation rounds the shorter side of a long picture before the longer follows from it; here, as in transformers, it
 follows from the unrounded one, which can move it by two pixels. The layout is read; what transformers' holds is the same.
@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows, resnet_seen
-from vitral.checkpoints.detr.transformers import catalogue_name
+from vitral.checkpoints.detr.transformers import catalogue_name, mask_rows
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan
 from vitral.checkpoints.preprocessing import detection
@@ -26,18 +26,87 @@ from vitral.errors import CheckpointError
 from vitral.models.backbones.resnet import ResNetConfig
 from vitral.models.detection.detr import DETR, DETRConfig
 from vitral.models.record import Record
+from vitral.models.segmentation.detr_masks import MaskedDETR, MaskedDETRConfig
 
-__all__ = ["LAYOUT", "coco_numbers"]
+__all__ = ["LAYOUTS", "coco_numbers"]
 
 _BODY = "backbone.0.body."
 _HEADS = 8
 _THIRDS = ("query", "key", "value")
+# A layer that only a network that makes masks has.
+_MASKS = "bbox_attention.q_linear.weight"
+
+# COCO's kinds of stuff, by their numbers in its panoptic annotations (Kirillov et al. 2019, "Panoptic Segmentation").
+_STUFF = {
+    92: "banner",
+    93: "blanket",
+    95: "bridge",
+    100: "cardboard",
+    107: "counter",
+    109: "curtain",
+    112: "door-stuff",
+    118: "floor-wood",
+    119: "flower",
+    122: "fruit",
+    125: "gravel",
+    128: "house",
+    130: "light",
+    133: "mirror-stuff",
+    138: "net",
+    141: "pillow",
+    144: "platform",
+    145: "playingfield",
+    147: "railroad",
+    148: "river",
+    149: "road",
+    151: "roof",
+    154: "sand",
+    155: "sea",
+    156: "shelf",
+    159: "snow",
+    161: "stairs",
+    166: "tent",
+    168: "towel",
+    171: "wall-brick",
+    175: "wall-stone",
+    176: "wall-tile",
+    177: "wall-wood",
+    178: "water-other",
+    180: "window-blind",
+    181: "window-other",
+    184: "tree-merged",
+    185: "fence-merged",
+    186: "ceiling-merged",
+    187: "sky-other-merged",
+    188: "cabinet-merged",
+    189: "table-merged",
+    190: "floor-other-merged",
+    191: "pavement-merged",
+    192: "mountain-merged",
+    193: "grass-merged",
+    194: "dirt-merged",
+    195: "paper-merged",
+    196: "food-other-merged",
+    197: "building-other-merged",
+    198: "rock-merged",
+    199: "wall-other-merged",
+    200: "rug-merged",
+}
+_PANOPTIC = 250
 
 
-def _recognises(files: Files) -> bool:
+def _is_of_the_authors(files: Files) -> bool:
     names = {_spelled(name) for name in files.tensors}
     needed = {"query_embed.weight", "class_embed.weight", "input_proj.weight", "transformer.decoder.norm.weight"}
     return needed <= names and f"{_BODY}layer1.0.conv1.weight" in names
+
+
+def _detects(files: Files) -> bool:
+    return _is_of_the_authors(files) and _MASKS not in files.tensors
+
+
+def _segments(files: Files) -> bool:
+    return _is_of_the_authors(files) and _MASKS in files.tensors
 
 
 def _spelled(name: str) -> str:
@@ -45,10 +114,18 @@ def _spelled(name: str) -> str:
     return re.sub(r"^(backbone\.)?0\.body\.", _BODY, name.removeprefix("detr."))
 
 
-def _plan(files: Files, architecture: DETRConfig | None) -> Plan:
+def _plan_detector(files: Files, architecture: DETRConfig | None) -> Plan:
+    return _plan(files, architecture, DETRConfig())
+
+
+def _plan_segmenter(files: Files, architecture: MaskedDETRConfig | None) -> Plan:
+    return _plan(files, architecture, MaskedDETRConfig())
+
+
+def _plan(files: Files, architecture: DETRConfig | None, usual: DETRConfig) -> Plan:
     tensors = _in_thirds({_spelled(name): files.tensors[name] for name in files.tensors})
     notes: list[str] = []
-    config = _config(tensors, files.source, architecture, notes)
+    config, masks = _config(tensors, files.source, architecture, usual, notes), isinstance(usual, MaskedDETRConfig)
     record = Record(
         architecture=catalogue_name(config) or "detr",
         layout="facebook",
@@ -59,29 +136,36 @@ def _plan(files: Files, architecture: DETRConfig | None) -> Plan:
         notes=tuple(notes),
     )
     return Plan(
-        build=DETR,
+        build=MaskedDETR if masks else DETR,
         config=config,
-        rows=_rows(config),
+        rows=[*(replace(row, ours=f"detr.{row.ours}") for row in _rows(config)), *mask_rows()] if masks else _rows(config),
         tensors=tensors,
         record=record,
-        ignored=(r"mask_head\..*", r"bbox_attention\..*", FOREIGN_COUNTERS),
+        ignored=(FOREIGN_COUNTERS,),
         advice="If the architecture was guessed wrongly, name it: load_model(…, architecture='detr_r50_dc5').",
     )
 
 
 def coco_numbers(num_classes: int) -> tuple[str, ...]:
-    """The names of COCO's classes by its own numbers, for a network that has 91; none for another.
+    """The names of COCO's classes by its own numbers, for a network that has 91, or 250 with stuff; none for another.
 
     Numbers that were never used are called "N/A", as is 0.
     """
+    if num_classes == _PANOPTIC:
+        return (
+            *coco_numbers(len(COCO_NUMBERS)),
+            *(_STUFF.get(number, "N/A") for number in range(len(COCO_NUMBERS), _PANOPTIC)),
+        )
     return ("N/A", *COCO_NUMBERS[1:]) if num_classes == len(COCO_NUMBERS) else ()
 
 
-def _config(tensors: Tensors, source: str, architecture: DETRConfig | None, notes: list[str]) -> DETRConfig:
+def _config(
+    tensors: Tensors, source: str, architecture: DETRConfig | None, usual: DETRConfig, notes: list[str]
+) -> DETRConfig:
     body: Tensors = {name.removeprefix(_BODY): tensors[name] for name in tensors if name.startswith(_BODY)}
     seen = {name: value for name, value in resnet_seen(body, source).items() if name != "num_classes"}
     queries, width = tensors["query_embed.weight"].shape
-    base = architecture or DETRConfig()
+    base = architecture or usual
     if architecture is None:
         larger = "dc5" in source.lower()
         kept = "kept at twice the usual size, as its name says" if larger else "of the usual size"
@@ -150,4 +234,8 @@ def _rows(config: DETRConfig) -> list[Row]:
     return rows + [row for layer in range(3) for row in renamed(f"box_head.layers.{layer}", f"bbox_embed.layers.{layer}")]
 
 
-LAYOUT = Layout(name="facebook", network=DETR, recognises=_recognises, plan=_plan)
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(name="facebook", network=DETR, recognises=_detects, plan=_plan_detector),
+    Layout(name="facebook", network=MaskedDETR, recognises=_segments, plan=_plan_segmenter),
+)
+"""The detector's layout, and that of a network that also makes masks."""

@@ -1,8 +1,8 @@
 """transformers' layout of DETR: config.json, preprocessor_config.json, and the names of DetrForObjectDetection.
 
 The residual network within is timm's, in timm's names, as all published files have it, or transformers' own. A network that
-also makes masks (DetrForSegmentation) is read as the detector it is built on. Names have changed with transformers'
-versions, in files and in memory; all are read, and those of the published files are written.
+also makes masks (DetrForSegmentation) has a detector within, and a layout of its own here. Names have changed with
+transformers' versions, in files and in memory; all are read, and those of the published files are written.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones import resnet
 from vitral.models.backbones.resnet import ResNetConfig
 from vitral.models.detection.detr import DETR, VARIANTS, DETRConfig
+from vitral.models.segmentation import detr_masks
+from vitral.models.segmentation.detr_masks import MaskedDETR, MaskedDETRConfig
 
-__all__ = ["LAYOUT", "catalogue_name", "detector_size"]
+__all__ = ["LAYOUTS", "catalogue_name", "detector_size", "mask_rows"]
 
 _TYPE = "detr"
 # What a config.json may leave out.
@@ -52,26 +54,55 @@ _SPELLINGS = [
     (r"^backbone\.(conv_encoder\.)?model\.", _BODY),
     (r"\.o_proj\.", ".out_proj."),
     (r"(layers\.\d+)\.mlp\.(fc\d)\.", r"\1.\2."),
+    (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
+    (r"^mask_head\.conv(\d)\.conv\.", r"mask_head.lay\1."),
+    (r"^mask_head\.conv(\d)\.norm\.", r"mask_head.gn\1."),
+    (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
 ]
-# Parts of a network that makes masks.
-_MASKS = (r"mask_head\..*", r"bbox_attention\..*")
+_FINER = re.compile(r"^mask_head\.fpn_stages\.(\d)\.(fpn_adapter|refine\.conv|refine\.norm)\.")
+# A layer that only a network that makes masks has.
+_MASKS = "bbox_attention.q_linear.weight"
 _OURS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "projection": "out_proj"}
 
 
-def _recognises(files: Files) -> bool:
+def _is_of_the_type(files: Files) -> bool:
     if "model_type" in files.config:
         return files.config["model_type"] == _TYPE
     names = {_spelled(name) for name in files.tensors if "query_position_embeddings" in name or "class_labels" in name}
     return {"query_position_embeddings.weight", "class_labels_classifier.weight"} <= names
 
 
+def _makes_masks(files: Files) -> bool:
+    return any(_spelled(name) == _MASKS for name in files.tensors if name.startswith("bbox_attention."))
+
+
+def _detects(files: Files) -> bool:
+    return _is_of_the_type(files) and not _makes_masks(files)
+
+
+def _segments(files: Files) -> bool:
+    return _is_of_the_type(files) and _makes_masks(files)
+
+
 def _spelled(name: str) -> str:
     for pattern, replacement in _SPELLINGS:
         name = re.sub(pattern, replacement, name)
+    if finer := _FINER.match(name):  # the numbers of the layers go on where the first two end
+        stage, part = int(finer[1]), finer[2]
+        spelled = {"fpn_adapter": f"adapter{stage + 1}", "refine.conv": f"lay{stage + 3}", "refine.norm": f"gn{stage + 3}"}
+        name = f"mask_head.{spelled[part]}.{name[finer.end() :]}"
     return name
 
 
-def _plan(files: Files, architecture: DETRConfig | None) -> Plan:
+def _plan_detector(files: Files, architecture: DETRConfig | None) -> Plan:
+    return _plan(files, DETR, DETRConfig)
+
+
+def _plan_segmenter(files: Files, architecture: MaskedDETRConfig | None) -> Plan:
+    return _plan(files, MaskedDETR, MaskedDETRConfig)
+
+
+def _plan(files: Files, build: type[DETR | MaskedDETR], kind: type[DETRConfig]) -> Plan:
     if not files.config:
         raise CheckpointError(
             f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
@@ -84,13 +115,14 @@ def _plan(files: Files, architecture: DETRConfig | None) -> Plan:
             "checkpoint of a DetrForObjectDetection, which has them."
         )
     prepared = from_transformers(files.preprocessor, _TYPE, DETRConfig().image_size)
-    config = _config(files, tensors)
+    config = _config(files, tensors, kind)
     config = replace(config, image_size=detector_size(prepared) or config.image_size)
     spelled = _of_timm if _is_timm(files.config) else _of_transformers
+    rows = _rows(config, spelled)
     return Plan(
-        build=DETR,
+        build=build,
         config=config,
-        rows=_rows(config, spelled),
+        rows=[*_within(rows), *mask_rows()] if build is MaskedDETR else rows,
         tensors=tensors,
         record=transformers_record(
             files,
@@ -98,8 +130,27 @@ def _plan(files: Files, architecture: DETRConfig | None) -> Plan:
             num_classes=config.num_classes,
             preprocessing=prepared if config.channels == 3 else None,
         ),
-        ignored=(*_MASKS, FOREIGN_COUNTERS),
+        ignored=(FOREIGN_COUNTERS,),
     )
+
+
+def _within(rows: list[Row]) -> list[Row]:
+    """The table of a detector that is part of a network with masks."""
+    return [replace(row, ours=f"detr.{row.ours}") for row in rows]
+
+
+def mask_rows() -> list[Row]:
+    """The table of what a network with masks has beside its detector, in the names of the authors and of files."""
+    rows = renamed("attention_maps.query", "bbox_attention.q_linear") + renamed(
+        "attention_maps.key", "bbox_attention.k_linear"
+    )
+    layers = ("first", "second", "finer.0", "finer.1", "finer.2")
+    for number, ours in enumerate(layers, start=1):
+        rows += renamed(f"mask_head.{ours}.conv", f"mask_head.lay{number}")
+        rows += renamed(f"mask_head.{ours}.norm", f"mask_head.gn{number}")
+    for number in range(3):
+        rows += renamed(f"mask_head.adapters.{number}", f"mask_head.adapter{number + 1}")
+    return rows + renamed("mask_head.last", "mask_head.out_lay")
 
 
 def detector_size(prepared: Preprocessing | None) -> tuple[int, int] | None:
@@ -114,10 +165,11 @@ def catalogue_name(config: DETRConfig) -> str | None:
     free: dict[str, Any] = {
         field: getattr(config, field) for field in ("image_size", "channels", "num_classes", "queries", "dropout")
     }
-    return next((name for name, variant in VARIANTS.items() if replace(variant, **free) == config), None)
+    variants = {**VARIANTS, **detr_masks.VARIANTS}  # those of another class are never equal
+    return next((name for name, variant in variants.items() if replace(variant, **free) == config), None)
 
 
-def _config(files: Files, tensors: Tensors) -> DETRConfig:
+def _config(files: Files, tensors: Tensors, kind: type[DETRConfig]) -> DETRConfig:
     told = {**_USUAL, **files.config}
     wrong = {
         "activation_function": (told["activation_function"], "relu"),
@@ -128,10 +180,10 @@ def _config(files: Files, tensors: Tensors) -> DETRConfig:
     for name, (came, expected) in wrong.items():
         if came != expected:
             raise CheckpointError(f"config.json asks for {name}={came!r}; DETR was published with {expected!r} only.")
-    return DETRConfig(
+    return kind(
         channels=int(told["num_channels"]),
         num_classes=int(tensors["class_labels_classifier.weight"].shape[0]) - 1,
-        backbone=_backbone(told, tensors, files.source),
+        backbone=_backbone(told, tensors, files.source, masks=kind is MaskedDETRConfig),
         queries=int(told["num_queries"]),
         width=int(told["d_model"]),
         encoder_depth=int(told["encoder_layers"]),
@@ -147,7 +199,7 @@ def _is_timm(told: dict[str, Any]) -> bool:
     return inner["model_type"] == "timm_backbone" if inner else bool(told.get("use_timm_backbone", True))
 
 
-def _backbone(told: dict[str, Any], tensors: Tensors, source: str) -> ResNetConfig:
+def _backbone(told: dict[str, Any], tensors: Tensors, source: str, *, masks: bool) -> ResNetConfig:
     """The residual network: timm's is seen from its tensors, transformers' is told."""
     inner = told.get("backbone_config") or {}
     if _is_timm(told):
@@ -161,8 +213,7 @@ def _backbone(told: dict[str, Any], tensors: Tensors, source: str) -> ResNetConf
     if inner.get("model_type", "resnet") != "resnet":
         raise CheckpointError(f"{source} has a DETR on a {inner['model_type']!r}; those on a ResNet are read.")
     depths = tuple(map(int, inner.get("depths", (3, 4, 6, 3))))
-    last = [f"stage{len(depths)}"]
-    fixed = {"hidden_act": "relu", "downsample_in_first_stage": False, "out_features": last}
+    fixed = {"hidden_act": "relu", "downsample_in_first_stage": False, "out_features": _read_maps(len(depths), masks=masks)}
     for name, expected in fixed.items():
         if inner.get(name, expected) != expected:
             raise CheckpointError(
@@ -177,6 +228,11 @@ def _backbone(told: dict[str, Any], tensors: Tensors, source: str) -> ResNetConf
         strides_first=bottleneck and bool(inner.get("downsample_in_bottleneck")),
         norm="frozen",
     )
+
+
+def _read_maps(stages: int, *, masks: bool) -> list[str]:
+    """The stages whose maps transformers' own residual network hands on: for masks all of them, else the last."""
+    return [f"stage{number}" for number in range(1 if masks else stages, stages + 1)]
 
 
 def _of_timm(name: str) -> str:
@@ -231,19 +287,20 @@ def _attention(ours: str, theirs: str) -> list[Row]:
 
 
 def _compose(model: nn.Module) -> Written:
-    model = cast(DETR, model)
+    model = cast(DETR | MaskedDETR, model)
+    masks = isinstance(model, MaskedDETR)
     config, record, backbone = model.config, model.record, model.config.backbone
     plain = replace(backbone, norm="batch", dilated=0)
     free: dict[str, Any] = {"image_size": backbone.image_size, "channels": backbone.channels, "num_classes": 0}
     name = next((name for name, one in resnet.VARIANTS.items() if replace(one, **free) == plain and "_v1" not in name), None)
     _refuse_unwritable(config, by_timm=name is not None)
     described: dict[str, Any] = {
-        "architectures": ["DetrForObjectDetection"],
+        "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
         "model_type": _TYPE,
         "use_timm_backbone": name is not None,
         "use_pretrained_backbone": False,
         "backbone": name,
-        "backbone_config": None if name is not None else _described_backbone(backbone),
+        "backbone_config": None if name is not None else _described_backbone(backbone, masks=masks),
         "dilation": backbone.dilated == 1,
         "num_channels": config.channels,
         "num_queries": config.queries,
@@ -268,10 +325,14 @@ def _compose(model: nn.Module) -> Written:
         for row in _rows(config, _of_timm if name is not None else _of_transformers)
     ]
     documents = transformers_documents(described, record, config.num_classes, detector="Detr")
+    if masks:
+        rows = [replace(row, theirs=tuple(f"detr.{one}" for one in row.theirs)) for row in _within(rows)] + mask_rows()
+        if "preprocessor_config.json" in documents:
+            documents["preprocessor_config.json"]["format"] = "coco_panoptic"
     return Written(model=model, rows=rows, documents=documents)
 
 
-def _described_backbone(backbone: ResNetConfig) -> dict[str, Any]:
+def _described_backbone(backbone: ResNetConfig, *, masks: bool) -> dict[str, Any]:
     return {
         "model_type": "resnet",
         "num_channels": backbone.channels,
@@ -282,7 +343,7 @@ def _described_backbone(backbone: ResNetConfig) -> dict[str, Any]:
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": backbone.strides_first,
-        "out_features": [f"stage{len(backbone.depths)}"],
+        "out_features": _read_maps(len(backbone.depths), masks=masks),
     }
 
 
@@ -305,4 +366,8 @@ def _refuse_unwritable(config: DETRConfig, *, by_timm: bool) -> None:
         raise UsageError(f"transformers' DETR has no {', '.join(found)}. Use layout='vitral'.")
 
 
-LAYOUT = Layout(name="transformers", network=DETR, recognises=_recognises, plan=_plan, compose=_compose)
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(name="transformers", network=DETR, recognises=_detects, plan=_plan_detector, compose=_compose),
+    Layout(name="transformers", network=MaskedDETR, recognises=_segments, plan=_plan_segmenter, compose=_compose),
+)
+"""The detector's layout, and that of a network that also makes masks."""

@@ -1,6 +1,7 @@
 """The layout of the authors' repository (whai362/PVT, classification/pvt_v2.py): state dictionaries as .pth.
 
-A state dictionary shows every size but the heads, which are the same in all networks of the repository.
+A state dictionary shows every size but the heads, which are the same in all networks of the repository. Those of SegFormer's
+encoder have the same names; see `segformer/nvlabs.py` for how they are told apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, usual_labels
 from vitral.checkpoints.preprocessing import evaluation
 from vitral.checkpoints.pvt.spelling import Spelling, seen, table
+from vitral.checkpoints.segformer.nvlabs import holds_mit
 from vitral.models.backbones.pvt import PVTConfig, PVTv2
 from vitral.models.record import Record
 
@@ -27,7 +29,7 @@ _SIGNS = ("patch_embed1.proj.weight", "block1.0.attn.kv.weight", "block1.0.mlp.d
 
 
 def _recognises(files: Files) -> bool:
-    return all(name in files.tensors for name in _SIGNS)
+    return all(name in files.tensors for name in _SIGNS) and not holds_mit(files)
 
 
 def _plan(files: Files, architecture: PVTConfig | None) -> Plan:

@@ -23,7 +23,7 @@ from vitral.layers.position import Grid
 from vitral.layers.window import applied_shift
 from vitral.models.backbones.swin import Swin, SwinConfig
 
-__all__ = ["LAYOUT"]
+__all__ = ["LAYOUT", "described_swin", "swin_config", "swin_names", "swin_rows"]
 
 _TYPES = {"swin": (1, "Swin"), "swinv2": (2, "Swinv2")}
 # What transformers assumes where a config.json does not say.
@@ -61,14 +61,14 @@ def _recognises(files: Files) -> bool:
 
 def _plan(files: Files, architecture: SwinConfig | None) -> Plan:
     told, model_type = files.config, str(files.config["model_type"])
-    tensors = _disk_names(files.tensors, model_type)
-    config = _config(told, _TYPES[model_type][0], tensors)
+    tensors = swin_names(files.tensors, model_type)
+    config = swin_config(told, _TYPES[model_type][0], tensors)
     preprocessing = from_transformers(files.preprocessor, model_type, config.image_size)
     record = transformers_record(files, architecture=model_type, num_classes=config.num_classes, preprocessing=preprocessing)
     return Plan(
         build=Swin,
         config=config,
-        rows=_rows(config),
+        rows=swin_rows(config),
         tensors=tensors,
         record=record,
         # The decoder of masked image modelling, what stands for a masked token there, and indices that can be computed.
@@ -76,8 +76,13 @@ def _plan(files: Files, architecture: SwinConfig | None) -> Plan:
     )
 
 
-def _disk_names(tensors: Tensors, model_type: str) -> Tensors:
-    """The tensors under the names on disk, without the prefix of a model with a head."""
+def swin_names(tensors: Tensors, model_type: str) -> Tensors:
+    """The tensors under the names on disk, without the prefix of a model with a head.
+
+    Args:
+        tensors: under names on disk or in memory.
+        model_type: which is the prefix.
+    """
     spelt = {}
     for name in tensors:
         disk = name.removeprefix(f"{model_type}.")
@@ -87,7 +92,17 @@ def _disk_names(tensors: Tensors, model_type: str) -> Tensors:
     return {disk: tensors[name] for disk, name in spelt.items()}
 
 
-def _config(told: dict[str, Any], version: int, tensors: Tensors) -> SwinConfig:
+def swin_config(told: dict[str, Any], version: int, tensors: Tensors) -> SwinConfig:
+    """The network that a config.json tells of.
+
+    Args:
+        told: its content.
+        version: 1 or 2.
+        tensors: which tell how many classes there are.
+
+    Raises:
+        CheckpointError: something that was never published, or no numbers where numbers belong.
+    """
     said = {**_DEFAULTS, **{name: value for name, value in told.items() if value is not None}}
     if said["layer_norm_eps"] != 1e-5:
         raise CheckpointError(f"config.json asks for layer_norm_eps={said['layer_norm_eps']}; only 1e-5 was ever published.")
@@ -143,8 +158,8 @@ def _settled(config: SwinConfig, side: int) -> tuple[tuple[Grid, ...], tuple[Gri
     return tuple((span, span) for span in spans), tuple((shift, shift) for shift in shifts)
 
 
-def _rows(config: SwinConfig) -> list[Row]:
-    """Names inside the encoder; `_compose` adds the prefix of a model with a head."""
+def swin_rows(config: SwinConfig) -> list[Row]:
+    """The table of a network, with names as they are inside the encoder, to which a model with a head adds a prefix."""
     rows = renamed("patch.projection", "embeddings.patch_embeddings.projection") + renamed("stem_norm", "embeddings.norm")
     rows += [same("position_table", "embeddings.position_embeddings")] if config.position == "learned" else []
     for stage, depth in enumerate(config.depths):
@@ -182,9 +197,26 @@ def _compose(model: nn.Module) -> Written:
     _refuse_unstatable(config)
     model_type = "swin" if config.version == 1 else "swinv2"
     stem = _TYPES[model_type][1]
-    described: dict[str, Any] = {
+    described = {
         "architectures": [f"{stem}{'ForImageClassification' if config.num_classes else 'Model'}"],
-        "model_type": model_type,
+        **described_swin(config),
+        "dtype": "float32",
+    }
+    rows = swin_rows(config)
+    if config.num_classes:
+        prefix = f"{model_type}."
+        rows = [
+            replace(row, theirs=tuple(name if name.startswith("classifier") else prefix + name for name in row.theirs))
+            for row in rows
+        ]
+    documents = transformers_documents(described, record, config.num_classes)
+    return Written(model=swin, rows=rows, documents=documents)
+
+
+def described_swin(config: SwinConfig) -> dict[str, Any]:
+    """A network in the words of a config.json, as far as they do not depend on its head."""
+    described: dict[str, Any] = {
+        "model_type": "swin" if config.version == 1 else "swinv2",
         "image_size": config.image_size[0] if len(set(config.image_size)) == 1 else list(config.image_size),
         "patch_size": config.first_patch,
         "num_channels": config.channels,
@@ -200,21 +232,12 @@ def _compose(model: nn.Module) -> Written:
         "hidden_act": hidden_act_of(config.activation),
         "use_absolute_embeddings": config.position == "learned",
         "layer_norm_eps": 1e-5,
-        "dtype": "float32",
     }
     if config.version == 2:
         described["pretrained_window_sizes"] = [
             window[0] for window in config.pretrained_windows or ((0, 0),) * len(config.widths)
         ]
-    rows = _rows(config)
-    if config.num_classes:
-        prefix = f"{model_type}."
-        rows = [
-            replace(row, theirs=tuple(name if name.startswith("classifier") else prefix + name for name in row.theirs))
-            for row in rows
-        ]
-    documents = transformers_documents(described, record, config.num_classes)
-    return Written(model=swin, rows=rows, documents=documents)
+    return described
 
 
 def _refuse_unstatable(config: SwinConfig) -> None:

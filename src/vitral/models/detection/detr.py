@@ -10,7 +10,7 @@ comes to. "DC5" networks keep the last map at twice the size (`ResNetConfig.dila
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -130,12 +130,8 @@ class DETR(Detector):
     ) -> SetOutput:
         """Look for objects; see `Detector`. What there is to be found is not asked for."""
         memory, positions, seen = self.encode(pixels, mask)
-        placed = memory + positions
-        asking = self.query_positions.weight.unsqueeze(0)
-        queries = torch.zeros_like(asking).expand(memory.shape[0], -1, -1)
         auxiliary: list[Predicted] = []
-        for place, block in enumerate(self.decoder):
-            queries = block(queries, asking, placed, memory, seen)
+        for place, queries in enumerate(self.decode(memory, positions, seen)):
             if self.training and place < len(self.decoder) - 1:
                 auxiliary.append(self.predicted(self.norm(queries)))
         queries = self.norm(queries)
@@ -152,15 +148,46 @@ class DETR(Detector):
             mask: True on what was filled up.
         """
         (last,) = self.backbone.pyramid(pixels, [-1]).maps
-        grid = (last.shape[2], last.shape[3])
+        return self.encode_map(self.projected(last), mask)
+
+    def projected(self, last: Float[Tensor, "b c i j"]) -> Float[Tensor, "b d i j"]:
+        """The residual network's last map in the width of the tokens."""
+        tokens: Tensor = self.projection(last.flatten(2).transpose(1, 2))
+        return tokens.unflatten(1, last.shape[2:]).permute(0, 3, 1, 2)
+
+    def encode_map(
+        self, cells: Float[Tensor, "b d i j"], mask: Bool[Tensor, "b y x"] | None = None
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "#b n d"], Bool[Tensor, "b 1 1 n"] | None]:
+        """What `encode` gives, from the projected map."""
+        grid = (cells.shape[2], cells.shape[3])
         # A cell is the picture's if the pixel is that stands where the cell begins.
         seen = None if mask is None else F.interpolate(mask[None].float(), size=grid)[0] == 0
-        positions = sine_positions(grid, self.config.width, seen, like=last)
+        positions = sine_positions(grid, self.config.width, seen, like=cells)
         keys = None if seen is None else seen.flatten(1)[:, None, None]
-        tokens: Tensor = self.projection(last.flatten(2).transpose(1, 2))
+        tokens = cells.flatten(2).transpose(1, 2)
         for block in self.encoder:
             tokens = block(tokens, positions, keys)
         return tokens, positions, keys
+
+    def decode(
+        self,
+        memory: Float[Tensor, "b n d"],
+        positions: Float[Tensor, "#b n d"],
+        seen: Bool[Tensor, "b 1 1 n"] | None = None,
+    ) -> Iterator[Float[Tensor, "b q d"]]:
+        """The queries behind each layer of the decoder, before the norm.
+
+        Args:
+            memory: the cells of a picture behind the encoder.
+            positions: where each lies.
+            seen: which of them are the picture's; None for all.
+        """
+        placed = memory + positions
+        asking = self.query_positions.weight.unsqueeze(0)
+        queries = torch.zeros_like(asking).expand(memory.shape[0], -1, -1)
+        for block in self.decoder:
+            queries = block(queries, asking, placed, memory, seen)
+            yield queries
 
     def predicted(self, queries: Float[Tensor, "b q d"]) -> Predicted:
         """What normed queries say: of which class, and where."""

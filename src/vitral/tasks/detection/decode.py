@@ -13,12 +13,12 @@ from torch import Tensor
 from vitral.base.boxes import cxcywh_to_xyxy
 from vitral.base.frame import Seen
 from vitral.errors import UsageError
-from vitral.models.output import DenseOutput, RegionOutput, SetOutput
+from vitral.models.output import DenseOutput, MaskOutput, RegionOutput, SetOutput
 from vitral.models.record import Record
 from vitral.tasks.detection.dense import DenseOptions, read_dense
 from vitral.tasks.detection.result import Detections, Options
 
-__all__ = ["READINGS", "decode", "in_picture", "read_places", "read_set"]
+__all__ = ["READINGS", "decode", "in_picture", "read_masked", "read_places", "read_set"]
 
 _AS_USUAL = Options()
 
@@ -69,6 +69,19 @@ def read_set(output: SetOutput, seen: Sequence[Seen], record: Record, options: O
         in_picture(one, record, box, score, kind, threshold=options.threshold, rows=row)
         for one, box, score, kind, row in answers
     ]
+
+
+def read_masked(output: MaskOutput, seen: Sequence[Seen], record: Record, options: Options) -> list[Detections]:
+    """The objects among queries that have masks and boxes, by their boxes; see `read_set`.
+
+    Raises:
+        UsageError: the network says no boxes.
+    """
+    if output.boxes is None:
+        raise UsageError(
+            "The model draws masks and no boxes. Ask it for segmentation, which gives the box around each mask."
+        )
+    return read_set(SetOutput(output.logits, output.boxes, "softmax", output.queries), seen, record, options)
 
 
 def read_places(
@@ -128,6 +141,7 @@ def in_picture(
 
 READINGS: dict[type, Callable[[Any, Sequence[Seen], Record, Options], list[Detections]]] = {
     SetOutput: read_set,
+    MaskOutput: read_masked,
     DenseOutput: read_places,
     RegionOutput: read_places,
 }

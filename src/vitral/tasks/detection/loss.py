@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vitral.base.boxes import Objects, area_of, cxcywh_to_xyxy, intersection, paired_generalized_iou
@@ -16,9 +16,9 @@ from vitral.base.config import check_choices
 from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UsageError
 from vitral.models.output import Denoised, Predicted, SetOutput
-from vitral.tasks.detection.matching import Costs, Pairs, check_labels, match
+from vitral.tasks.detection.matching import Costs, Paired, Pairs, check_labels, match, paired
 
-__all__ = ["DEFORMABLE_LOSS", "DETR_LOSS", "RTDETR_LOSS", "ClassLoss", "SetLoss"]
+__all__ = ["DEFORMABLE_LOSS", "DETR_LOSS", "RTDETR_LOSS", "ClassLoss", "SetLoss", "box_errors", "class_entropy"]
 
 ClassLoss = Literal["cross_entropy", "focal", "varifocal"]
 """Whether the classes and nothing compete for one probability, or each class is a question of its own; and then, whether
@@ -35,19 +35,6 @@ class _Share(NamedTuple):
 
     objects: float
     pictures: int | None
-
-
-class _Paired(NamedTuple):
-    """The queries of a batch that are to become objects, in the order of pictures and then of queries, and these objects.
-
-    No query stands here twice, so that the gradient of what is picked out of a tensor is put back without adding up, and is
-    the same in every run.
-    """
-
-    pictures: Int[Tensor, " k"]
-    rows: Int[Tensor, " k"]
-    labels: Int[Tensor, " k"]
-    boxes: Float[Tensor, "k 4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +136,7 @@ class SetLoss:
         layer = _precise(layer)
         scoring: Any = "softmax" if self.classes == "cross_entropy" else "sigmoid"
         pairs = match(layer.logits.detach(), layer.boxes.detach(), targets, self.costs, scoring)
-        return self._terms(name, layer, _paired(pairs, targets), share)
+        return self._terms(name, layer, paired(pairs, targets), share)
 
     def _denoised(self, denoised: Denoised, targets: Sequence[Objects], share: _Share) -> dict[str, Float[Tensor, ""]]:
         """The terms of noisy objects, of every layer. Which object each of them is, is known; each was shown `groups` times.
@@ -170,69 +157,79 @@ class SetLoss:
         shown = share._replace(objects=max(share.objects, 1.0) * denoised.groups)
         for number, layer in enumerate(map(_precise, denoised.layers)):
             check_labels(targets, layer.logits.shape[-1] - (self.classes == "cross_entropy"))
-            terms |= self._terms(f"denoising.{number}.", layer, _paired(pairs, targets), shown)
+            terms |= self._terms(f"denoising.{number}.", layer, paired(pairs, targets), shown)
         return terms
 
-    def _terms(self, name: str, layer: Predicted, paired: _Paired, share: _Share) -> dict[str, Float[Tensor, ""]]:
+    def _terms(self, name: str, layer: Predicted, chosen: Paired, share: _Share) -> dict[str, Float[Tensor, ""]]:
         """Class, distance and overlap of one layer, weighted."""
         number = max(share.objects, 1.0)
-        boxes = layer.boxes[paired.pictures, paired.rows]
-        corners, wanted = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(paired.boxes)
+        boxes = layer.boxes[chosen.pictures, chosen.rows]
         if self.classes == "cross_entropy":
-            by_class = self._cross_entropy(layer.logits, paired, share)
+            objects, pictures = (len(chosen.rows), None) if share.pictures is None else share
+            by_class = class_entropy(layer.logits, chosen, self.nothing, objects, pictures)
         elif self.classes == "focal":
-            by_class = self._focal(layer.logits, paired) / number
+            by_class = self._focal(layer.logits, chosen) / number
         else:
-            by_class = self._varifocal(layer.logits, paired, _fit(corners.detach(), wanted)) / number
+            fit = _fit(cxcywh_to_xyxy(boxes.detach()), cxcywh_to_xyxy(chosen.boxes))
+            by_class = self._varifocal(layer.logits, chosen, fit) / number
+        distance, overlap = box_errors(boxes, chosen.boxes)
         return {
             f"{name}class": self.class_weight * by_class,
-            f"{name}l1": self.l1_weight * (boxes - paired.boxes).abs().sum() / number,
-            f"{name}giou": self.giou_weight * (1 - paired_generalized_iou(corners, wanted)).sum() / number,
+            f"{name}l1": self.l1_weight * distance / number,
+            f"{name}giou": self.giou_weight * overlap / number,
         }
 
-    def _cross_entropy(self, logits: Float[Tensor, "b q c"], paired: _Paired, share: _Share) -> Float[Tensor, ""]:
-        """The weighted mean over the queries of the whole batch."""
-        count, queries, columns = logits.shape
-        classes = paired.labels.new_full((count, queries), columns - 1)
-        classes[paired.pictures, paired.rows] = paired.labels
-        weights = logits.new_ones(columns)
-        weights[-1] = self.nothing
-        # Flat: the form for maps of pixels adds up in another order in every run on a GPU.
-        summed = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights, reduction="sum")
-        objects, total = (len(paired.rows), count) if share.pictures is None else (share.objects, share.pictures)
-        weight = objects + self.nothing * (total * queries - objects)
-        return summed / weight if weight > 0 else summed
-
-    def _focal(self, logits: Float[Tensor, "b q c"], paired: _Paired) -> Float[Tensor, ""]:
+    def _focal(self, logits: Float[Tensor, "b q c"], chosen: Paired) -> Float[Tensor, ""]:
         """Lin et al. 2017, equation 5, the sum over queries and classes."""
         wanted = torch.zeros_like(logits)
-        wanted[paired.pictures, paired.rows, paired.labels] = 1.0
+        wanted[chosen.pictures, chosen.rows, chosen.labels] = 1.0
         found = logits.sigmoid()
         wrong = found + wanted - 2 * found * wanted
         balance = 1 - self.alpha + (2 * self.alpha - 1) * wanted
         entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return (balance * wrong**self.gamma * entropy).sum()
 
-    def _varifocal(self, logits: Float[Tensor, "b q c"], paired: _Paired, fit: Float[Tensor, " k"]) -> Float[Tensor, ""]:
+    def _varifocal(self, logits: Float[Tensor, "b q c"], chosen: Paired, fit: Float[Tensor, " k"]) -> Float[Tensor, ""]:
         """Zhang et al. 2021, equation 2, the sum over queries and classes; the weights are not learned through."""
         wanted = torch.zeros_like(logits)
-        wanted[paired.pictures, paired.rows, paired.labels] = fit
+        wanted[chosen.pictures, chosen.rows, chosen.labels] = fit
         weights = self.alpha * logits.detach().sigmoid() ** self.gamma
-        weights[paired.pictures, paired.rows, paired.labels] = fit
+        weights[chosen.pictures, chosen.rows, chosen.labels] = fit
         return F.binary_cross_entropy_with_logits(logits, wanted, weights, reduction="sum")
+
+
+def class_entropy(
+    logits: Float[Tensor, "b q c"], chosen: Paired, nothing: float, objects: float, pictures: float | None = None
+) -> Float[Tensor, ""]:
+    """The weighted mean of the cross-entropy over the queries of a whole batch (Carion et al. 2020, DETR, section 3.1).
+
+    Args:
+        logits: of the classes and, behind them, nothing.
+        chosen: the queries that are to become objects; all others are to become nothing.
+        nothing: how much a query counts that is to become nothing.
+        objects: of the whole batch.
+        pictures: of the whole batch, where `logits` are of a piece of it; None where they are all.
+    """
+    count, queries, columns = logits.shape
+    classes = chosen.labels.new_full((count, queries), columns - 1)
+    classes[chosen.pictures, chosen.rows] = chosen.labels
+    weights = logits.new_ones(columns)
+    weights[-1] = nothing
+    # Flat: the form for maps of pixels adds up in another order in every run on a GPU.
+    summed = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weights, reduction="sum")
+    weight = objects + nothing * ((count if pictures is None else pictures) * queries - objects)
+    return summed / weight if weight > 0 else summed
+
+
+def box_errors(boxes: Float[Tensor, "k 4"], wanted: Float[Tensor, "k 4"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The sums over pairs of boxes cxcywh of their distance, all four numbers added up, and of 1 − their generalized IoU."""
+    overlap = paired_generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+    return (boxes - wanted).abs().sum(), (1 - overlap).sum()
 
 
 def _precise(layer: Predicted) -> Predicted:
     """At least single precision: half of it cannot add up thousands of queries."""
     return Predicted(*(one.to(torch.promote_types(one.dtype, torch.float32)) for one in layer))
-
-
-def _paired(pairs: Pairs, targets: Sequence[Objects]) -> _Paired:
-    """Pairs picture by picture as pairs of the batch."""
-    pictures = torch.cat([torch.full_like(rows, place) for place, (rows, _) in enumerate(pairs)])
-    labels = torch.cat([one.labels[chosen] for one, (_, chosen) in zip(targets, pairs, strict=True)])
-    boxes = torch.cat([one.boxes[chosen] for one, (_, chosen) in zip(targets, pairs, strict=True)])
-    return _Paired(pictures, torch.cat([rows for rows, _ in pairs]), labels, boxes)
 
 
 def _fit(one: Float[Tensor, "k 4"], other: Float[Tensor, "k 4"]) -> Float[Tensor, " k"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +16,32 @@ from vitral.base.boxes import Objects, cxcywh_to_xyxy, paired_generalized_iou
 from vitral.base.numbers import real_number
 from vitral.errors import TrainingError, UsageError
 
-__all__ = ["Costs", "Pairs", "check_labels", "match"]
+__all__ = ["Costs", "Paired", "Pairs", "cheapest", "check_labels", "check_targets", "match", "paired"]
 
 Pairs = list[tuple[Int[Tensor, " _"], Int[Tensor, " _"]]]
 """For each picture: queries, in ascending order, and which object each of them is to become."""
+
+
+class Paired(NamedTuple):
+    """The queries of a batch that are to become objects, in the order of pictures and then of queries, and these objects.
+
+    No query stands here twice, so that the gradient of what is picked out of a tensor is put back without adding up, and is
+    the same in every run.
+
+    Attributes:
+        pictures: which picture of the batch each query is of.
+        rows: which of the picture's queries it is.
+        objects: which object it is to become, counted through the whole batch.
+        labels: this object's class.
+        boxes: this object's box, cxcywh in [0, 1] of the picture.
+    """
+
+    pictures: Int[Tensor, " k"]
+    rows: Int[Tensor, " k"]
+    objects: Int[Tensor, " k"]
+    labels: Int[Tensor, " k"]
+    boxes: Float[Tensor, "k 4"]
+
 
 _LEAST = 1e-8  # of a probability, for its logarithm; as published
 
@@ -85,15 +107,7 @@ def match(
         UsageError: objects came for another number of pictures.
     """
     pictures, queries, columns = logits.shape
-    if len(targets) != pictures:
-        raise UsageError(f"The objects of {len(targets)} pictures came for a batch of {pictures}.")
-    for place, objects in enumerate(targets):
-        if len(objects.labels) > queries:
-            raise TrainingError(
-                f"Picture {place} of the batch shows {len(objects.labels)} objects, but the model has {queries} queries, "
-                "and each can be one object. Take a model of more queries, or pictures of fewer objects."
-            )
-    check_labels(targets, columns - (scoring == "softmax"))
+    check_targets(targets, pictures, queries, columns - (scoring == "softmax"))
     counts = [len(objects.labels) for objects in targets]
     labels = pad_sequence([objects.labels for objects in targets], batch_first=True)
     wanted = pad_sequence([objects.boxes.float() for objects in targets], batch_first=True)
@@ -104,9 +118,60 @@ def match(
     for place, count in enumerate(counts):
         if not bool(finite[place, :count].all()):
             raise TrainingError(_not_finite(place, logits[place], boxes[place]))
-        rows, chosen = linear_sum_assignment(tables[place, :, :count].numpy())
-        pairs.append((torch.from_numpy(rows).to(logits.device), torch.from_numpy(chosen).to(logits.device)))
+        pairs.append(cheapest(tables[place, :, :count], logits.device))
     return pairs
+
+
+def cheapest(table: Float[Tensor, "q k"], device: torch.device) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """The cheapest way to give every object a query of its own (Kuhn 1955).
+
+    Args:
+        table: what each query would cost as each object, finite and on the CPU; at least as many queries as objects.
+        device: where the answer is to lie.
+
+    Returns:
+        Queries in ascending order, and the object of each.
+    """
+    rows, chosen = linear_sum_assignment(table.numpy())
+    return torch.from_numpy(rows).to(device), torch.from_numpy(chosen).to(device)
+
+
+def paired(pairs: Pairs, targets: Sequence[Objects]) -> Paired:
+    """Pairs picture by picture as pairs of the batch."""
+    counts = [len(one.labels) for one in targets]
+    starts = [sum(counts[:place]) for place in range(len(counts))]
+    return Paired(
+        pictures=torch.cat([torch.full_like(rows, place) for place, (rows, _) in enumerate(pairs)]),
+        rows=torch.cat([rows for rows, _ in pairs]),
+        objects=torch.cat([chosen + start for start, (_, chosen) in zip(starts, pairs, strict=True)]),
+        labels=torch.cat([one.labels[chosen] for one, (_, chosen) in zip(targets, pairs, strict=True)]),
+        boxes=torch.cat([one.boxes[chosen] for one, (_, chosen) in zip(targets, pairs, strict=True)]),
+    )
+
+
+def check_targets(targets: Sequence[Objects], pictures: int, queries: int, classes: int) -> None:
+    """Refuse objects that the queries of a batch cannot all become.
+
+    Args:
+        targets: the objects of each picture.
+        pictures: of the batch.
+        queries: of the model.
+        classes: of the model, without nothing.
+
+    Raises:
+        UsageError: objects came for another number of pictures.
+        TrainingError: a picture with more objects than there are queries, or an object of a class that the model does not
+            have.
+    """
+    if len(targets) != pictures:
+        raise UsageError(f"The objects of {len(targets)} pictures came for a batch of {pictures}.")
+    for place, objects in enumerate(targets):
+        if len(objects.labels) > queries:
+            raise TrainingError(
+                f"Picture {place} of the batch shows {len(objects.labels)} objects, but the model has {queries} queries, "
+                "and each can be one object. Take a model of more queries, or pictures of fewer objects."
+            )
+    check_labels(targets, classes)
 
 
 def check_labels(targets: Sequence[Objects], classes: int) -> None:

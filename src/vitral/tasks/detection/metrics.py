@@ -16,6 +16,9 @@ cocodataset.org under "detection evaluation"), to the last digit:
 - Of each picture and class the 100 boxes of the highest scores count.
 - Precision is read at 101 recalls from 0 to 1, at each the highest precision at that recall or above.
 - Averages are over the classes that have objects.
+
+Objects drawn pixel by pixel are judged likewise, `by="masks"`: what two of them share is then counted in pixels, and the
+area of what was found is that of its mask.
 """
 
 from __future__ import annotations
@@ -24,16 +27,18 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy import ndarray
 
+from vitral.base.masks import mask_iou
 from vitral.base.numbers import all_finite, real_number, whole_number
 from vitral.data.objects import Annotations
-from vitral.errors import UsageError
+from vitral.errors import UnknownNameError, UsageError
 from vitral.tasks.detection.result import Detections
+from vitral.tasks.segmentation.result import Instances
 
 __all__ = [
     "AREAS",
@@ -41,6 +46,7 @@ __all__ = [
     "MOST",
     "OVERLAPS",
     "RECALLS",
+    "JudgedBy",
     "Miss",
     "MissKind",
     "ObjectMetric",
@@ -64,6 +70,9 @@ AREAS: dict[str, tuple[float, float]] = {
 
 MOST = (1, 10, 100)
 """How many boxes of a picture and class count, at most."""
+
+JudgedBy = Literal["boxes", "masks"]
+"""What must overlap for an object to be found."""
 
 MissKind = Literal["nothing", "twice", "misplaced", "confused", "missed"]
 """What went wrong, as in Bolya et al. 2020 (TIDE, section 2.2): a box where nothing is (background); a second one for an
@@ -313,15 +322,28 @@ class ObjectMetric:
 
     Args:
         classes: their names, in the order of `Annotations.labels`.
+        by: what must overlap.
         threshold: the score from which a box counts for the confusion matrix and for what is missed.
         overlap: the intersection over union from which it does.
         kept: how many of the worst mistakes of each kind are kept.
 
     Raises:
+        UnknownNameError: something else than boxes or masks to overlap.
         UsageError: no classes, or a number beyond its range.
     """
 
-    def __init__(self, classes: Sequence[str], *, threshold: float = 0.5, overlap: float = 0.5, kept: int = 24) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        by: JudgedBy = "boxes",
+        threshold: float = 0.5,
+        overlap: float = 0.5,
+        kept: int = 24,
+    ) -> None:
+        if by not in get_args(JudgedBy):
+            raise UnknownNameError("value of by", by, get_args(JudgedBy))
+        self.by = by
         if not classes:
             raise UsageError("A detector is judged by at least one class of objects; none came.")
         for name, number in (("threshold", threshold), ("overlap", overlap)):
@@ -346,7 +368,7 @@ class ObjectMetric:
 
     def add(
         self,
-        detections: Detections,
+        detections: Detections | Instances,
         annotations: Annotations,
         *,
         place: int | None = None,
@@ -355,15 +377,15 @@ class ObjectMetric:
         """Show a picture: what was found in it, and what is there.
 
         Args:
-            detections: their `indices` are places in `classes`.
-            annotations: of the same picture.
+            detections: their `indices` are places in `classes`. Only `Instances` can be judged by masks.
+            annotations: of the same picture; with masks, where these are judged.
             place: where the picture stands in its set; by default behind the last one.
             image_id: the picture's number; by default its place. Boxes of one score count in the order of these numbers, as
                 in the published code, in whichever order the pictures are shown.
 
         Raises:
-            UsageError: a class that is none, a score or a box that is not finite, or a picture that was shown already.
-                Nothing is counted then.
+            UsageError: a class that is none, a score or a box that is not finite, masks that are missing or do not fit, or a
+                picture that was shown already. Nothing is counted then.
         """
         place = max(self._places, default=-1) + 1 if place is None else whole_number("place", place, least=0)
         if place in self._places:
@@ -371,10 +393,13 @@ class ObjectMetric:
         found, scores, said = _checked(detections, len(self.classes))
         there, labels, crowd, sizes = _annotated(annotations, detections.name, len(self.classes))
         order = np.argsort(-scores, kind="stable")
-        found, scores, said = found[order], scores[order], said[order]
-        overlaps = overlaps_of(found, there, crowd)
+        if self.by == "masks":
+            overlaps, areas = _masks_compared(detections, annotations)
+        else:
+            overlaps, areas = overlaps_of(found, there, crowd), _areas(found)
+        found, scores, said, overlaps = found[order], scores[order], said[order], overlaps[order]
         rank = _ranks(said)
-        beyond = _outside(_areas(found))
+        beyond = _outside(areas[order])
         left_out = _outside(sizes) | crowd[:, None]  # of the objects
         hit, ignored = _matched(overlaps, said, labels, rank < MOST[-1], crowd, left_out, beyond)
         self._keep(place if image_id is None else image_id, scores, said, rank, hit, ignored)
@@ -542,8 +567,26 @@ def _four(box: Float[ndarray, " _"]) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
+def _masks_compared(
+    detections: Detections | Instances, annotations: Annotations
+) -> tuple[Float64[ndarray, "n m"], Float64[ndarray, " n"]]:
+    """How much masks overlap, a crowd by the share of what was found that lies in it; and how many pixels were found."""
+    found = detections.masks if isinstance(detections, Instances) else None
+    there, name = annotations.masks, detections.name
+    if found is None or there is None:
+        came = "What was found in" if found is None else "What is there in"
+        raise UsageError(f"{came} {name} has no masks to be judged by. Judge it by='boxes'.")
+    if len(found) and len(there) and found.shape[1:] != there.shape[1:]:
+        sizes = " and ".join(f"{one.shape[1]} × {one.shape[2]}" for one in (found, there))
+        raise UsageError(f"The masks of {name} are {sizes} pixels large; what was found and what is there must be as large.")
+    areas = np.array([np.count_nonzero(mask) for mask in found], dtype=np.float64)
+    if not len(found) or not len(there):
+        return np.zeros((len(found), len(there))), areas
+    return mask_iou(found, there, annotations.crowd), areas
+
+
 def _checked(
-    detections: Detections, classes: int
+    detections: Detections | Instances, classes: int
 ) -> tuple[Float64[ndarray, "n 4"], Float64[ndarray, " n"], Int64[ndarray, " n"]]:
     """Boxes, scores and classes of what was found."""
     boxes = np.asarray(detections.boxes, dtype=np.float64).reshape(-1, 4)

@@ -1,0 +1,3 @@
+"""Layouts of fully convolutional networks."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The layout of Mask2Former."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The layout of MaskFormer."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The layout in which SETR is published."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The layout in which TransUNet is published."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Layouts of the backbones within segmenters."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Layouts of U-Nets."""
+
+__all__: list[str] = []

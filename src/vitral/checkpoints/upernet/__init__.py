@@ -1,0 +1,3 @@
+"""Layouts of UPerNet."""
+
+__all__: list[str] = []

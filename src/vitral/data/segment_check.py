@@ -1,0 +1,348 @@
+"""A look at every segmented picture before a training does: what label files are taken to mean, and what does not fit.
+
+Every picture and its labels are read once, by threads, and only facts are kept: sizes, how many pixels each class has and
+how many have none, a digest of the picture; and what is wrong, with the file, the number, how many pixels hold it, and what
+to do about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from vitral.base.device import default_workers
+from vitral.base.image import read_picture
+from vitral.base.numbers import whole_number
+from vitral.data.check import Range
+from vitral.data.class_maps import ClassMaps
+from vitral.data.object_source import Problem
+from vitral.data.objects import Annotations, ListedObjects, ObjectSet
+from vitral.data.panoptic import PanopticMaps, class_map_of
+from vitral.data.segments import ClassMapSet, SegmentKind, SegmentSet, SegmentSplits, read_segments
+from vitral.errors import PictureError, UsageError
+
+__all__ = ["SegmentCounts", "SegmentReport", "check_segments"]
+
+_TOGETHER = 1024  # pictures between two looks at how far it has come
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentCounts:
+    """How much there is in a split.
+
+    Attributes:
+        pictures: how many pictures.
+        pixels: how many pixels each class has; of objects that overlap each counts for itself.
+        unlabelled: how many pixels have no class: nothing is known of them, or what they hold is no class.
+        total: how many pixels there are.
+        objects: how many objects or segments each class has, crowds among them; nothing where only classes are known.
+        crowds: how many of those are crowds.
+    """
+
+    pictures: int
+    pixels: tuple[int, ...]
+    unlabelled: int
+    total: int
+    objects: tuple[int, ...]
+    crowds: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentReport:
+    """What a look at every segmented picture found.
+
+    Attributes:
+        kind: what is known of pixels.
+        assumes: what the files are taken to mean, in sentences.
+        classes: the names of the classes.
+        things: which are things; None where nothing tells.
+        counts: how much there is in each split.
+        problems: what is wrong, by the files' order.
+        heights: of all pictures that can be read; None if none can.
+        widths: likewise.
+        leaks: groups of pictures with the same pixels in several splits: (split, name) of each.
+    """
+
+    kind: SegmentKind
+    assumes: str
+    classes: tuple[str, ...]
+    things: tuple[bool, ...] | None
+    counts: dict[str, SegmentCounts]
+    problems: tuple[Problem, ...]
+    heights: Range | None
+    widths: Range | None
+    leaks: tuple[tuple[tuple[str, str], ...], ...]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How often each kind of problem was found, the commonest first."""
+        return dict(Counter(one.kind for one in self.problems).most_common())
+
+    def shares(self, split: str) -> tuple[float, ...]:
+        """How much of all pixels of a split each class has."""
+        one = self.counts[split]
+        return tuple(count / one.total if one.total else 0.0 for count in one.pixels)
+
+    def without_pixels(self, split: str) -> tuple[str, ...]:
+        """The classes that have no pixel in a split."""
+        return tuple(name for name, count in zip(self.classes, self.counts[split].pixels, strict=True) if not count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain dictionaries, lists, numbers and strings, ready for JSON."""
+        return {
+            "kind": self.kind,
+            "assumes": self.assumes,
+            "classes": list(self.classes),
+            "things": None if self.things is None else list(self.things),
+            "counts": {
+                split: vars(one)
+                | {
+                    "pixels": dict(zip(self.classes, one.pixels, strict=True)),
+                    "objects": dict(zip(self.classes, one.objects, strict=False)) if one.objects else None,
+                }
+                for split, one in self.counts.items()
+            },
+            "without_pixels": {split: list(self.without_pixels(split)) for split in self.counts},
+            "problems": [dict(vars(one)) for one in self.problems],
+            "heights": dict(vars(self.heights)) if self.heights else None,
+            "widths": dict(vars(self.widths)) if self.widths else None,
+            "leaks": [[{"split": split, "name": name} for split, name in group] for group in self.leaks],
+        }
+
+
+class _Labelled(NamedTuple):
+    """What is kept of a picture's labels."""
+
+    size: tuple[int, int]
+    pixels: Int64[np.ndarray, " c"]
+    unlabelled: int
+    objects: Int64[np.ndarray, " c"] | None
+    crowds: int
+    problems: tuple[Problem, ...]
+
+
+class _Seen(NamedTuple):
+    """What is kept of a picture: its size, a digest of its pixels, what its labels say; and what was found wrong."""
+
+    size: tuple[int, int] | None
+    digest: bytes
+    labelled: _Labelled | None
+    problems: tuple[Problem, ...]
+
+
+def check_segments(
+    data: str | os.PathLike[str] | SegmentSplits,
+    kind: SegmentKind | None = None,
+    *,
+    workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **meaning: Any,
+) -> SegmentReport:
+    """Read every segmented picture and its labels once and report.
+
+    Args:
+        data: a source (see `vitral.data.segments.read_segments`), or splits that were read, best with "skip".
+        kind: what is read of pixels; None: what the source says first.
+        workers: threads that read; as many as there are processors, up to 8, unless told.
+        on_progress: called with how many pictures are read and how many there are, now and then.
+        meaning: what label files mean, the options of `read_segments`.
+
+    Raises:
+        UsageError: the source cannot be understood, or `workers` is no number of threads.
+        PictureError: a label file that cannot be read, where classes must be counted.
+        UnknownNameError: no such kind.
+    """
+    threads = default_workers() if workers is None else whole_number("workers", workers)
+    if isinstance(data, SegmentSplits):
+        if kind is not None or meaning:
+            raise UsageError("Splits that were read have their kind and meaning already. Leave those options out.")
+        splits = data
+    else:
+        splits = read_segments(data, kind, bad="skip", **meaning)
+    total, done = sum(map(len, splits.sets.values())), 0
+    seen: dict[str, list[_Seen]] = {}
+    with ThreadPoolExecutor(threads, thread_name_prefix="vitral-check") as pool:
+        for split, pictures in splits.sets.items():
+            look = partial(_look, pictures)
+            seen[split] = []
+            for begin in range(0, len(pictures), _TOGETHER):
+                for one in pool.map(look, range(begin, min(begin + _TOGETHER, len(pictures)))):
+                    seen[split].append(one)
+                    done += 1
+                    if on_progress is not None and (done % 16 == 0 or done == total):
+                        on_progress(done, total)
+    return _report(splits, seen)
+
+
+def _look(pictures: SegmentSet, index: int) -> _Seen:
+    """Read one picture and its labels, and keep the facts."""
+    name = pictures.names[index]
+    problems: list[Problem] = []
+    size, digest, labelled = None, b"", None
+    try:
+        if isinstance(pictures, ListedObjects):  # its own `read` refuses another size, and says no more of the picture
+            picture = read_picture(pictures.store.source(index), name=pictures.where(index))
+        else:
+            picture = pictures.read(index)
+        size = picture.size
+        digested = hashlib.sha256(f"{size}".encode())
+        digested.update(np.ascontiguousarray(picture.array).data)
+        digest = digested.digest()
+    except PictureError as error:
+        problems.append(_unreadable(error, name))
+    try:
+        labelled = _labels(pictures, index)
+        problems += labelled.problems
+    except PictureError as error:
+        problems.append(_unreadable(error, name))
+    if size is not None and labelled is not None and labelled.size != size:
+        reason = (
+            f"It has {size[0]} × {size[1]} pixels (height × width), but its labels have {labelled.size[0]} × "
+            f"{labelled.size[1]}. Make them the same size."
+        )
+        problems.append(Problem(kind="size", file=pictures.where(index), annotation="", picture=name, reason=reason))
+    return _Seen(size, digest, labelled, tuple(problems))
+
+
+def _unreadable(error: PictureError, name: str) -> Problem:
+    return Problem(kind="unreadable", file=error.name, annotation="", picture=name, reason=error.reason)
+
+
+def _labels(pictures: SegmentSet, index: int) -> _Labelled:
+    """What the labels of one picture say."""
+    count = len(pictures.classes)
+    if isinstance(pictures, ClassMaps):
+        return _of_classes(pictures, index, count)
+    if isinstance(pictures, PanopticMaps):
+        return _of_panoptic(pictures, index, count)
+    there = pictures.annotations(index) if isinstance(pictures, ObjectSet) else None
+    if isinstance(pictures, ClassMapSet):
+        class_map = pictures.class_map(index)
+        pixels, unlabelled = _pixels(class_map, count)
+        objects = None if there is None else np.bincount(there.labels, minlength=count).astype(np.int64)
+        return _Labelled(_size(class_map), pixels, unlabelled, objects, 0 if there is None else int(there.crowd.sum()), ())
+    if there is None or there.masks is None:
+        raise UsageError(f"{pictures.name} comes without masks. Read it with `read_segments`, or with_masks=True.")
+    return _of_objects(pictures, index, count, there)
+
+
+def _of_classes(pictures: ClassMaps, index: int, count: int) -> _Labelled:
+    """What a label file of classes says."""
+    looked = pictures.look(index)
+    problems = tuple(
+        Problem(
+            kind="unknown class",
+            file=pictures.labels.where(index),
+            annotation=pictures.labelling.shown(number),
+            picture=pictures.names[index],
+            reason=pictures.labelling.complaint(number, pixels),
+        )
+        for number, pixels in looked.unknown.items()
+    )
+    known, unlabelled = _pixels(looked.class_map, count)
+    return _Labelled(_size(looked.class_map), known, unlabelled, None, 0, problems)
+
+
+def _of_panoptic(pictures: PanopticMaps, index: int, count: int) -> _Labelled:
+    """What a map of segments says."""
+    found = pictures.look(index)
+    file, name = pictures.labels.where(index), pictures.names[index]
+    problems = tuple(
+        Problem(kind=kind, file=file, annotation=part, picture=name, reason=reason) for kind, part, reason in found.wrong
+    )
+    class_map = class_map_of(found.numbers, found.ids, found.labels, pictures.ignore)
+    pixels, unlabelled = _pixels(class_map, count)
+    objects = np.bincount(found.labels, minlength=count).astype(np.int64)
+    return _Labelled(_size(class_map), pixels, unlabelled, objects, int(found.crowd.sum()), problems)
+
+
+def _of_objects(pictures: ObjectSet, index: int, count: int, there: Annotations) -> _Labelled:
+    """What the masks of objects say."""
+    masks = np.zeros((0, *_told(pictures, index)), dtype=bool) if there.masks is None else there.masks
+    areas = masks.sum(axis=(1, 2))
+    problems = tuple(
+        Problem(
+            kind="empty",
+            file=pictures.where(index),
+            annotation=f"annotation {number}",
+            picture=pictures.names[index],
+            reason="Its outline covers no pixel, so there is nothing to learn from it. Correct it, or leave the object out.",
+        )
+        for number, area in zip(there.ids.tolist(), areas.tolist(), strict=True)
+        if not area
+    )
+    pixels = np.bincount(there.labels, weights=areas, minlength=count).astype(np.int64)
+    objects = np.bincount(there.labels, minlength=count).astype(np.int64)
+    unlabelled = int((~masks.any(axis=0)).sum())
+    return _Labelled((masks.shape[1], masks.shape[2]), pixels, unlabelled, objects, int(there.crowd.sum()), problems)
+
+
+def _told(pictures: ObjectSet, index: int) -> tuple[int, int]:
+    """The size of a picture, as its files or its pixels say it."""
+    return pictures.size_of(index) or pictures.read(index).size
+
+
+def _size(values: np.ndarray) -> tuple[int, int]:
+    return values.shape[0], values.shape[1]
+
+
+def _pixels(class_map: Integer[np.ndarray, "y x"], count: int) -> tuple[Int64[np.ndarray, " c"], int]:
+    """How many pixels each class has, and how many have none."""
+    counts = np.bincount(class_map.reshape(-1), minlength=count)
+    pixels: Int64[np.ndarray, " c"] = counts[:count].astype(np.int64)
+    return pixels, int(class_map.size - pixels.sum())
+
+
+def _report(splits: SegmentSplits, seen: Mapping[str, list[_Seen]]) -> SegmentReport:
+    """What all the facts come to."""
+    sets = splits.sets
+    sizes = [one.size for found in seen.values() for one in found if one.size is not None]
+    by_digest: dict[bytes, list[tuple[str, str]]] = {}
+    for split, found in seen.items():
+        for index, one in enumerate(found):
+            if one.digest:
+                by_digest.setdefault(one.digest, []).append((split, sets[split].where(index)))
+    problems = [
+        one
+        for split, pictures in sets.items()
+        for one in (*getattr(pictures, "problems", ()), *(wrong for each in seen[split] for wrong in each.problems))
+    ]
+    return SegmentReport(
+        kind=splits.kind,
+        assumes=splits.assumes,
+        classes=splits.classes,
+        things=splits.things,
+        counts={split: _counts(found, len(splits.classes)) for split, found in seen.items()},
+        problems=tuple(problems),
+        heights=_range([height for height, _ in sizes]),
+        widths=_range([width for _, width in sizes]),
+        leaks=tuple(tuple(group) for group in by_digest.values() if len({split for split, _ in group}) > 1),
+    )
+
+
+def _counts(found: list[_Seen], count: int) -> SegmentCounts:
+    """How much there is in a split."""
+    labelled = [one.labelled for one in found if one.labelled is not None]
+    nothing = np.zeros(count, dtype=np.int64)
+    objects = [one.objects for one in labelled if one.objects is not None]
+    return SegmentCounts(
+        pictures=len(found),
+        pixels=tuple(sum((one.pixels for one in labelled), nothing).tolist()),
+        unlabelled=sum(one.unlabelled for one in labelled),
+        total=sum(one.size[0] * one.size[1] for one in labelled),
+        objects=tuple(sum(objects, nothing).tolist()) if objects else (),
+        crowds=sum(one.crowds for one in labelled),
+    )
+
+
+def _range(lengths: list[int]) -> Range | None:
+    return Range(least=min(lengths), median=float(np.median(lengths)), most=max(lengths)) if lengths else None
