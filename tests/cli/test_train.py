@@ -222,7 +222,8 @@ def test_the_task_is_named_or_found(vitral: Vitral, scenes: Path, pictures: Path
     [
         (("detectoin", "--data", "scenes"), "Unknown task or recipe 'detectoin'. Did you mean 'detection'"),
         (("detection", "--data", "scenes", "--task", "classification"), "'detection' is one task, --task names another"),
-        (("scenes", "--task", "segmentation", "--model", "detr_r50"), "Unknown task 'segmentation'"),
+        (("scenes", "--task", "segmantation", "--model", "detr_r50"), "Did you mean 'segmentation'"),
+        (("scenes", "--model", "detr_r50", "--segments", "panoptic"), "segments is for segmentation"),
         (("scenes", "--recipe", "deit_s", "--task", "detection"), "The recipe deit_s is for classification"),
         (("scenes", "--recipe", "bccd", "--l1-wieght", "3"), "Did you mean 'l1_weight'"),
         (("scenes", "--recipe", "bccd", "--mixup", "0.8"), "Unknown option of a training 'mixup'"),

@@ -10,10 +10,13 @@ import pytest
 
 from vitral.data.augment.chain import Augmentation
 from vitral.data.object_augment import ObjectAugmentation
+from vitral.data.segment_augment import SegmentAugmentation
 from vitral.errors import UnknownNameError, UsageError
 from vitral.tasks.classification.loss import Objective
 from vitral.tasks.detection.loss import SetLoss
 from vitral.tasks.detection.matching import Costs
+from vitral.tasks.segmentation.loss import MapLoss, MaskLoss
+from vitral.tasks.segmentation.matching import MaskCosts
 from vitral.training.plan import Plan
 from vitral.training.recipe import Recipe, TaskName, changed, option_names, options_of
 
@@ -33,6 +36,45 @@ def test_every_field_is_an_option_and_no_two_share_a_name(task: TaskName, parts:
     assert set(names) == OWN.union(*parts)
     assert len(names) == len(OWN) + sum(map(len, parts))
     assert set(names) <= set(option_names())
+
+
+def names_in(part: Any) -> set[str]:
+    return {one.name for one in fields(part)}
+
+
+SEGMENTING = names_in(MaskLoss) - {"costs", "draw"} | {f"costs.{name}" for name in names_in(MaskCosts)}
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"), [(MapLoss(), names_in(MapLoss)), (MaskLoss(), SEGMENTING)], ids=["maps", "masks"]
+)
+@pytest.mark.parametrize("augment", [SegmentAugmentation(), ObjectAugmentation()], ids=["windows", "whole"])
+def test_of_parts_of_several_kinds_the_options_are_those_it_has(objective: Any, told: set[str], augment: Any) -> None:
+    recipe = Recipe(task="segmentation", objective=objective, augment=augment)
+    names = set(options_of(recipe)) - {"name"}
+    assert names == OWN | told | names_in(augment)
+    assert len(names) == len(OWN) + len(told) + len(names_in(augment))  # no two share a name
+    assert names <= set(option_names("segmentation"))
+    matched = Recipe(task="segmentation", objective=MaskLoss(costs=Costs()), augment=augment)
+    assert {"costs.l1", "costs.giou"} <= options_of(matched).keys()
+    assert "costs.points" not in options_of(matched)
+
+
+def test_options_of_a_segmenter_survive_their_own_text() -> None:
+    recipe = Recipe(
+        task="segmentation",
+        segments="panoptic",
+        objective=MaskLoss(points=None, nothing=0.2, costs=MaskCosts(points=99)),
+        augment=SegmentAugmentation(scale=(0.7, 1.5), relative="picture"),
+    )
+    told = {name: str(value) for name, value in options_of(recipe).items() if name != "name"}
+    assert (told["costs.points"], told["points"], told["segments"]) == ("99", "None", "panoptic")
+    start = Recipe(task="segmentation", objective=MaskLoss(), augment=SegmentAugmentation())
+    assert changed(start, told) == recipe
+    assert json.loads(json.dumps(options_of(recipe))) == options_of(recipe)
+    with pytest.raises(UnknownNameError, match=r"'dice'\. Did you mean .* or 'dice_weight'"):
+        changed(recipe, {"dice": "1"})
+    assert changed(Recipe(), {"task": "segmentation", "dice": "1"}).objective == MapLoss(dice=1.0)
 
 
 def test_options_survive_their_own_text() -> None:
@@ -89,6 +131,11 @@ def test_another_task_brings_its_own_parts() -> None:
             {"task": "detection", "objective": SetLoss()},
             "augment of a recipe for detection must be of type ObjectAugmentation; a Augmentation came",
         ),
+        (
+            {"task": "segmentation"},
+            "objective of a recipe for segmentation must be of type MapLoss or MaskLoss; a Objective",
+        ),
+        ({"segments": "semantic"}, "segments is for segmentation, and custom is a recipe for classification"),
         ({"schedule": "step"}, "None came with 'step'"),
         ({"drop_epochs": (3.0,)}, r"\(3.0,\) came with 'cosine'"),
         ({"schedule": "step", "drop_epochs": (0.0,)}, "more than 0"),
@@ -174,7 +221,10 @@ def test_what_an_option_does_not_take(option: str, given: Any, message: str) -> 
         ({"image_size": (1, 2, 3)}, r"image_size of a Recipe must be two whole numbers or None; \(1, 2, 3\) came"),
         ({"mean": 0.5}, "mean of a Recipe must be numbers or None; 0.5 came"),
         ({"network": 3}, "network of a Recipe must be of type Mapping; 3 came"),
-        ({"objective": "binary"}, "objective of a Recipe must be of type Objective or of type SetLoss; 'binary' came"),
+        (
+            {"objective": "binary"},
+            "objective of a Recipe must be of type Objective or .* or of type MaskLoss; 'binary' came",
+        ),
     ],
 )
 def test_a_recipe_holds_what_its_annotations_say(fields: dict[str, Any], message: str) -> None:

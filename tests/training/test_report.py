@@ -301,3 +301,23 @@ def test_nothing_strangers_wrote_becomes_markup() -> None:
         assert "<script" not in text
         assert not re.search(r'="[^"]*<', text)
         Read(text)
+
+
+@pytest.mark.parametrize(
+    ("held", "chart", "title"),
+    [
+        ({"ap": 0.25, "ap50": 0.5, "ap75": 0.2}, "Held-out average precision", "25.0% average precision held out"),
+        ({"miou": 0.35, "pixel_accuracy": 0.8, "mean_accuracy": 0.5}, "Held-out pixels", "35.0% mean IoU held out"),
+        (
+            {"pq": 0.45, "sq": 0.8, "rq": 0.5, "pq_things": 0.4},
+            "Held-out panoptic quality",
+            "45.0% panoptic quality held out",
+        ),
+    ],
+)
+def test_what_detectors_and_segmenters_reached_is_drawn(held: dict[str, float], chart: str, title: str) -> None:
+    rows = [{"event": "epoch", "epoch": float(one), "step": one, "loss": 1.0, "held_out": held} for one in (1, 2)]
+    told = training_page(rows, None, None, {"name": "x"})
+    assert f"<h1>{title}</h1>" in told
+    assert f"{chart}; at last" in told
+    assert all(f"{value:.1%}" in told for name, value in held.items() if name != "pq_things")

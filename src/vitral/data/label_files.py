@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -87,7 +87,8 @@ def label_values(
         raise PictureError(
             name, f"It has {image.height} x {image.width} pixels, more than the {MAX_PIXELS:,} that are decoded."
         )
-    packed = image.tile[0][3] if image.tile else None
+    tiles = cast(Any, image).tile
+    packed = tiles[0][3] if tiles else None
     try:
         image.load()
     except Exception as error:  # a decoder fed with garbage raises whatever it likes

@@ -291,7 +291,8 @@ def read_segments(
         return _apart(_scenes(kind or "semantic"), held_out, path)
     source = open_source(path)
     kinds, pairs = _kinds(source, labels)
-    if not kinds or (kind is not None and kind not in kinds and not (kind == "panoptic" and "instances" in kinds)):
+    all_in_coco = kind == "panoptic" and "instances" in kinds and pairs is None  # things and stuff in its form of objects
+    if not kinds or (kind is not None and kind not in kinds and not all_in_coco):
         wanted = "no segmented pictures" if kind is None else f"nothing that can be read as {kind}"
         raise UsageError(
             f"{path} holds {wanted}: pictures with label files (images/a.jpg and labels/a.png), "

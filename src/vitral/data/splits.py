@@ -28,8 +28,8 @@ from vitral.data.archive import Archive, is_archive, open_archive
 from vitral.data.digits import digit_pictures
 from vitral.data.manifest import CLASSES_FILE, MANIFEST_NAMES, MANIFEST_SUFFIXES, read_manifest
 from vitral.data.pictures import Files, PictureSet
-from vitral.data.tree import SPLITS, WHOLE, Listing, Tree, check_classes, class_folders, only_folders, walk
-from vitral.errors import PictureError, UnknownNameError, UsageError
+from vitral.data.tree import SPLITS, WHOLE, Listing, Tree, check_classes, chosen_split, class_folders, only_folders, walk
+from vitral.errors import PictureError, UsageError
 
 __all__ = ["Splits", "all_splits", "read_pictures", "read_splits"]
 

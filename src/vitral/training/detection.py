@@ -220,9 +220,10 @@ class Detection:
             UsageError: the sentence says what does not fit.
         """
         if "object-detection" not in model.tasks:
+            or_else = " Or teach it their pixels: --task segmentation." if "image-segmentation" in model.tasks else ""
             raise UsageError(
                 f"A {type(model).__name__} finds no objects, which the pictures of {self.objects.name} are to teach. Take a "
-                "detector, such as rtdetr_r50 (see `vitral models`)."
+                f"detector, such as rtdetr_r50 (see `vitral models`).{or_else}"
             )
         if model.config.num_classes != len(self.objects.classes):
             raise UsageError(

@@ -226,7 +226,12 @@ def _checked_model(model: nn.Module) -> tuple[Record, Preprocessing, int]:
             f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
         )
     if "object-detection" not in cast(Sequence[str], model.tasks):
-        raise UsageError(f"A {type(model).__name__} does not say where things are, so it cannot be judged as a detector.")
+        or_else = (
+            " Judge its masks: --segments instances." if "image-segmentation" in cast(Sequence[str], model.tasks) else ""
+        )
+        raise UsageError(
+            f"A {type(model).__name__} does not say where things are, so it cannot be judged as a detector.{or_else}"
+        )
     record, count = cast(Record, model.record), int(cast(Any, model).config.num_classes)
     if count < 1:
         raise UsageError(f"The {type(model).__name__} knows no classes. Load it with num_classes=… and train it.")

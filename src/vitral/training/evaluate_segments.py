@@ -187,14 +187,11 @@ def evaluate_segments(
     if not done:
         why = f"; the first: {skipped[0]}" if skipped else "."
         raise UsageError(f"None of the {len(pictures)} pictures of {pictures.name} could be read{why}")
-    scores = judge.result()
-    if scores.numbers[_VALUE[kind]] is None:
-        raise UsageError(f"{pictures.name} holds no objects to judge by, in {len(pictures)} pictures.")
     return SegmentEvaluation(
         data=pictures.name,
         model=record.architecture or record.source or type(model).__name__,
         kind=kind,
-        scores=scores,
+        scores=judge.result(),
         worst=tuple(one for _, _, one in sorted(worst, reverse=True)),
         skipped=tuple(skipped),
         seconds=time.perf_counter() - started,

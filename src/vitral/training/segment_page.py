@@ -271,12 +271,14 @@ def _worst(evaluation: SegmentEvaluation, pictures: SegmentSet) -> str:
         rows.append(row)
         shown |= kinds
     named = [(colours[kind].tolist(), str(pictures.classes[kind])) for kind in sorted(shown)]
-    named += [(list(_WRONG), "wrong"), (list(_UNKNOWN), "nothing is known")]
     keys = "".join(f'<span><i style="background: rgb({r} {g} {b})"></i>{escape(name)}</span>' for (r, g, b), name in named)
     name = {"semantic": "mean IoU", "panoptic": "PQ"}[evaluation.kind]
     return page.section(
         "The worst pictures",
-        page.paragraph(f"Those with the least {name} of their own, the worst first."),
+        page.paragraph(
+            f"Those with the least {name} of their own, the worst first. In the last drawing of each, what is wrong is "
+            "orange, and slate is where nothing is known."
+        ),
         f'<p class="kinds">{keys}</p>',
         *rows,
         *(page.paragraph(f"No longer there: {sentence}", kind="quiet") for sentence in lost),

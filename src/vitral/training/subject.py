@@ -2,7 +2,7 @@
 
 The loop knows steps, rates, gradients and checkpoints. What stands in a batch, what is made small, what that is divided by
 and how good the network is at last, its subject tells: `training.classification` for classes of pictures,
-`training.detection` for objects in them. A new task is one more page like these two.
+`training.detection` for objects in them, `training.segmentation` for their pixels. A new task is one more page like these.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ a small part of the time and of the memory (see `pieces`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from vitral.base.numbers import real_number
 from vitral.errors import UsageError
 from vitral.models.output import MapOutput, MaskOutput
 from vitral.models.record import Record
-from vitral.tasks.segmentation.pieces import Piece, lines, nearest, pieces
+from vitral.tasks.segmentation.pieces import Piece, greatest, lines, nearest, pieces
 from vitral.tasks.segmentation.result import Instances, Panoptic, Segment, Segmentation
 
 __all__ = [
@@ -90,6 +90,7 @@ class Options:
 _AS_USUAL = Options()
 
 
+@torch.no_grad()
 def decode(
     output: Any, seen: Sequence[Seen], record: Record, options: Options = _AS_USUAL
 ) -> list[Segmentation] | list[Instances] | list[Panoptic]:
@@ -216,7 +217,7 @@ def winners(
     least, most = piece.bounds
     slack = _SLACK * torch.maximum(-least.min(), most.max())
     able = (most + slack >= least.max()).nonzero()[:, 0]
-    class_map[place] = able[0].item() if len(able) == 1 else able[piece.values(able).max(0).indices].numpy()
+    class_map[place] = able[0].item() if len(able) == 1 else able.numpy()[greatest(piece.groups(able))]
 
 
 def class_names(record: Record, count: int) -> tuple[str, ...]:
@@ -308,12 +309,21 @@ def _share_out(
     looked_at = np.flatnonzero(some_claimed if single else able | some_claimed)
     if not len(looked_at):
         return
-    values = piece.values(torch.from_numpy(looked_at)).mul_(torch.from_numpy(scores[looked_at])[:, None, None])
-    for one, query in zip(values.numpy(), looked_at, strict=True):
-        if some_claimed[query]:
-            claimed[query] += np.count_nonzero(one >= mask_threshold)
-    if not single:
-        owner[place] = (looked_at + 1).astype(owner.dtype)[values.max(0).indices.numpy()]
+
+    def weighed() -> Iterator[tuple[int, Float[Tensor, "_ y x"]]]:
+        for start, values in piece.groups(torch.from_numpy(looked_at)):
+            queries = looked_at[start : start + len(values)]
+            values.mul_(torch.from_numpy(scores[queries])[:, None, None])
+            for one, query in zip(values.numpy(), queries, strict=True):
+                if some_claimed[query]:
+                    claimed[query] += np.count_nonzero(one >= mask_threshold)
+            yield start, values
+
+    if single:
+        for _ in weighed():
+            pass
+    else:
+        owner[place] = (looked_at + 1).astype(owner.dtype)[greatest(weighed())]
 
 
 def _panoptic(part: _Partition, seen: Seen, record: Record, fused: frozenset[int]) -> Panoptic:

@@ -8,7 +8,7 @@ in a square. Most often that is one, and nothing is interpolated at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitral.base.frame import Frame
+from vitral.errors import UsageError
 
-__all__ = ["Line", "Piece", "lines", "nearest", "pieces"]
+__all__ = ["Line", "Piece", "greatest", "lines", "nearest", "pieces"]
 
 _SIDE = 64  # of a square, in pixels of the picture
-_SIDE_OF_LARGE = 128
-_LARGE = (
-    4_000_000  # pixels, from which squares are larger: there are cells enough in each, or it is the cells that are large
-)
+# Numbers from which PyTorch shares an operation out among threads. Squares are worth less than the threads' waiting for each
+# other, which on a busy machine takes a hundred times as long as the square.
+_ALONE = 32768
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +139,14 @@ class Piece:
         cells = self.cells if which is None else self.cells[which]
         if self.squashed:
             cells = cells.sigmoid()
-        low, high, of_low, of_high = self.across
-        wide = torch.addcmul(cells.index_select(2, high).mul_(of_high), cells.index_select(2, low), of_low)
-        low, high, of_low, of_high = self.down
-        return torch.addcmul(wide.index_select(1, high).mul_(of_high[:, None]), wide.index_select(1, low), of_low[:, None])
+        wide = _between(cells, 2, self.across)
+        return _between(wide, 1, (*self.down[:2], self.down[2][:, None], self.down[3][:, None]))
+
+    def groups(self, which: Int[Tensor, " n"]) -> Iterator[tuple[int, Float[Tensor, "_ y x"]]]:
+        """The values of some maps, a few maps at a time, each time with the place in `which` of the first of them."""
+        few = max(1, (_ALONE - 1) // max(self.area, self.cells[0].numel()))
+        for start in range(0, len(which), few):
+            yield start, self.values(which[start : start + few])
 
 
 def pieces(
@@ -164,24 +168,56 @@ def pieces(
         which: of the maps; None for all.
         squashed: whether the sigmoid of what the maps hold is asked for. It is taken where it is needed only.
     """
-    side = _SIDE if rows.length * columns.length < _LARGE else _SIDE_OF_LARGE
-    down, across = (list(_stretches(line, side, start)) for line, start in zip((rows, columns), corner, strict=True))
+    down, across = (list(_stretches(line, start)) for line, start in zip((rows, columns), corner, strict=True))
+    numbers = maps.detach().numpy()
     for span_y, cells_y, line_y in down:
-        band = maps[:, cells_y] if which is None else maps[:, cells_y].index_select(0, which)
-        lowest, highest = band.amin(1), band.amax(1)  # along the columns first, where numbers lie one beside the other
+        band = numbers[:, cells_y] if which is None else numbers[which.numpy(), cells_y]
+        # Along the columns first, where numbers lie one beside the other.
+        lowest, highest = torch.from_numpy(band.min(1)), torch.from_numpy(band.max(1))
         if squashed:
             lowest, highest = lowest.sigmoid(), highest.sigmoid()
+        cells = torch.from_numpy(band)
         for span_x, cells_x, line_x in across:
             bounds = lowest[:, cells_x].amin(1), highest[:, cells_x].amax(1)
-            yield Piece(span_y, span_x, band[:, :, cells_x], bounds, line_y, line_x, squashed)
+            yield Piece(span_y, span_x, cells[:, :, cells_x], bounds, line_y, line_x, squashed)
+
+
+def greatest(groups: Iterable[tuple[int, Float[Tensor, "_ y x"]]]) -> Int[np.ndarray, "y x"]:
+    """Which map is the greatest at every pixel, the first one of those that are equal; see `Piece.groups`."""
+    best = places = better = None
+    for start, values in groups:
+        for place, one in enumerate(values.numpy(), start):
+            if best is None or places is None:
+                best, places, better = one.copy(), np.full(one.shape, place), np.empty(one.shape, dtype=bool)
+                continue
+            np.greater(one, best, out=better)
+            np.copyto(places, place, where=better)
+            np.maximum(one, best, out=best)
+    if places is None:
+        raise UsageError("There are no maps, so none of them is the greatest.")
+    return places
+
+
+def _between(
+    values: Float[Tensor, "n _ _"],
+    axis: int,
+    line: tuple[Int[Tensor, " p"], Int[Tensor, " p"], Float[Tensor, "..."], Float[Tensor, "..."]],
+) -> Float[Tensor, "n _ _"]:
+    """Values between neighbours along one side, in the order of operations that `torch.nn.functional.interpolate` has.
+
+    numpy takes the neighbours, for PyTorch would share even these few out among threads.
+    """
+    low, high, of_low, of_high = line
+    before, behind = (torch.from_numpy(np.take(values.numpy(), cells.numpy(), axis)) for cells in (low, high))
+    return torch.addcmul(behind.mul_(of_high), before, of_low)
 
 
 def _stretches(
-    line: Line, side: int, start: int
+    line: Line, start: int
 ) -> Iterator[tuple[slice, slice, tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]]]:
-    """A line in stretches of so many pixels: the pixels, the cells they lie in, and how."""
-    for first in range(0, len(line.low), side):
-        part = slice(first, first + side)
+    """A line in stretches, a square's side each: the pixels, the cells they lie in, and how."""
+    for first in range(0, len(line.low), _SIDE):
+        part = slice(first, first + _SIDE)
         low, high, weight = line.low[part], line.high[part], line.weight[part]
         begin, end = int(low[0]), int(high[-1]) + 1
         span = slice(line.first + first, line.first + first + len(low))
