@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,11 @@ from vitral.explanation.methods import DEFAULT, METHODS
 from vitral.explanation.object_report import object_page
 from vitral.explanation.object_result import draw_objects
 from vitral.explanation.report import explanation_page
+from vitral.explanation.result import Explanation
+from vitral.explanation.segment_report import segment_page
+from vitral.explanation.segmentation import SEGMENT_METHODS, explain_segments
 from vitral.models.detection.detector import Detector
+from vitral.models.segmentation.kinds import MapNetwork, MaskNetwork
 from vitral.pipelines.predictor import Predictor, load
 from vitral.tasks.detection.result import check_threshold
 
@@ -51,14 +55,15 @@ def explain(
         model: a checkpoint; see `checkpoints.load.load_model`.
         out: the page's file. None: `<picture>.explained.html` in the working folder, or no page where a drawing is wanted.
         png: the drawing's file; None for none.
-        method: a key of `explanation.methods.METHODS`, or for a detector of `explanation.detection.OBJECT_METHODS`; None for
-            the usual one.
+        method: a key of `explanation.methods.METHODS`, or for a detector of `explanation.detection.OBJECT_METHODS`, for a
+            segmenter of `explanation.segmentation.SEGMENT_METHODS`; None for the usual one.
         target: the class to explain, by its name or its number; None for the best. Of a detector the objects to explain: all
-            of a class by its name, or one by its number, 0 for the best; None for all.
+            of a class by its name, or one by its number, 0 for the best; None for all. Of a segmenter the segments likewise,
+            or a pixel, "120,80" for the one 120 pixels from the left and 80 from the top.
         layer: for methods that look at one layer: its number or name.
         head: for methods that look at heads: one's number, or "mean", "max".
-        top_k: how many of the best classes, or of the best objects, the page explains.
-        threshold: of a detector: objects count whose score is above this; None for the usual one.
+        top_k: how many of the best classes, or of the best objects or segments, the page explains.
+        threshold: of a detector or a segmenter: what counts has a score above this; None for the usual one.
         **loading: see `pipelines.predictor.load`.
 
     Raises:
@@ -80,7 +85,7 @@ def explain(
     console = Console(stderr=True, highlight=False)
     with console.status("loading the model") as status:
         predictor = load(model, **loading)
-        work = _of_objects if isinstance(predictor.model, Detector) else _of_classes
+        work = _work_of(predictor)
         written = work(predictor, picture, out, png, method, target, top_k, threshold, options, _saying(status.update))
         for _, path, content in written:
             write_whole(path, content)
@@ -92,6 +97,13 @@ def explain(
 
 _Written = tuple[str, Path, bytes]
 """What was made: what it is, its file, and what is to be written into it."""
+
+
+def _work_of(predictor: Predictor) -> Callable[..., list[_Written]]:
+    """What makes the files, by what the model says of a picture."""
+    if isinstance(predictor.model, Detector):
+        return _of_objects
+    return _of_segments if isinstance(predictor.model, MapNetwork | MaskNetwork) else _of_classes
 
 
 def _of_classes(
@@ -125,14 +137,16 @@ def _of_classes(
 
 def _check_method(method: str, target: str | None, options: dict[str, Any]) -> None:
     """Refuse what is wrong whatever the model is, before it is loaded."""
-    known = {**METHODS, **OBJECT_METHODS}
+    known = {**METHODS, **OBJECT_METHODS, **SEGMENT_METHODS}
     if method not in known:
         raise UnknownNameError("method", method, known)
-    if method not in OBJECT_METHODS:
+    if method not in OBJECT_METHODS and method not in SEGMENT_METHODS:
         _check_of_classes(method, target, None, options)
         return
     # Methods of one name may have an option for objects that they do not have for classes.
-    taken = {*OBJECT_METHODS[method].options, *(METHODS[method].options if method in METHODS else ())}
+    taken = {
+        one for methods in (OBJECT_METHODS, SEGMENT_METHODS, METHODS) if method in methods for one in methods[method].options
+    }
     for option in options:
         if option not in taken:
             raise UnknownNameError(f"option of the {method} method", option, taken)
@@ -146,7 +160,7 @@ def _check_of_classes(method: str, target: str | None, threshold: float | None, 
     if target is not None and not METHODS[method].needs_target:
         raise UsageError(f"The method {method!r} knows no class; leave --target out.")
     if threshold is not None:
-        raise UsageError("--threshold is for detectors, and this model finds no objects; leave it out.")
+        raise UsageError("--threshold is for detectors and segmenters, and this model finds no objects; leave it out.")
 
 
 def _of_objects(
@@ -164,13 +178,45 @@ def _of_objects(
     """The files about the objects that a detector found."""
     chosen = None if target is None else target if target in predictor.record.labels else _number(target)
     asked: dict[str, Any] = {"method": method, "target": chosen, "threshold": threshold, "top_k": top_k, **options}
+    return _of_found(predictor, picture, out, png, asked, explain_objects, object_page, step)
+
+
+def _of_segments(
+    predictor: Predictor,
+    picture: str,
+    out: Path | None,
+    png: Path | None,
+    method: str | None,
+    target: str | None,
+    top_k: int,
+    threshold: float | None,
+    options: dict[str, Any],
+    step: Callable[[str], None],
+) -> list[_Written]:
+    """The files about the segments of a picture, or about one of its pixels."""
+    chosen = None if target is None else target if target in predictor.record.labels else _segment(target)
+    asked: dict[str, Any] = {"method": method, "target": chosen, "threshold": threshold, "top_k": top_k, **options}
+    return _of_found(predictor, picture, out, png, asked, explain_segments, segment_page, step)
+
+
+def _of_found(
+    predictor: Predictor,
+    picture: str,
+    out: Path | None,
+    png: Path | None,
+    asked: dict[str, Any],
+    explain_each: Callable[..., Sequence[Explanation]],
+    page: Callable[..., str],
+    step: Callable[[str], None],
+) -> list[_Written]:
+    """The files about what was found in a picture."""
     written: list[_Written] = []
     source = read_picture(picture) if "://" in picture and png is not None and out is not None else picture
     if png is not None:
         step("looking")
-        written.append(("drawing", png, _as_png(draw_objects(explain_objects(predictor, source, **asked)))))
+        written.append(("drawing", png, _as_png(draw_objects(explain_each(predictor, source, **asked)))))
     if out is not None:
-        written.append(("page", out, object_page(predictor, source, on_step=step, **asked).encode()))
+        written.append(("page", out, page(predictor, source, on_step=step, **asked).encode()))
     return written
 
 
@@ -215,6 +261,16 @@ def _is_file(picture: str) -> bool:
 def _number(given: str) -> int | str:
     """A number where one was typed, else the name."""
     return int(given) if given.removeprefix("-").isdecimal() else given
+
+
+def _segment(given: str) -> int | str | tuple[float, float]:
+    """A pixel where two numbers were typed, "120,80", else a segment's number or its class."""
+    sides = given.split(",")
+    try:
+        x, y = (float(side) for side in sides)
+    except ValueError:
+        return _number(given)
+    return x, y
 
 
 def _target(predictor: Predictor, given: str | None) -> int | str | None:

@@ -168,6 +168,15 @@ def predict(
             "the model can do."
         ),
     ] = None,
+    subtask: Annotated[
+        str | None, typer.Option(help="Of a segmenter: semantic, instance or panoptic; by default what it does best.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Of a segmenter: go through large pictures with windows of so many pixels.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="The part of a window that the next one shares; 0.25.")
+    ] = None,
     architecture: _Architecture = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
     exact: _Exact = False,
@@ -197,6 +206,9 @@ def predict(
         workers=num_workers,
         device=_device(device),
         task=task,
+        subtask=subtask,
+        window=window,
+        overlap=overlap,
         architecture=architecture,
         decoding="exact" if exact else "fast",
     )
@@ -210,7 +222,8 @@ def _device(given: str | None) -> int | str | None:
 
 _HOW = (
     "How: grad_cam (the usual one), relevance, attention, rollout, legrad, saliency, smoothgrad, integrated_gradients, "
-    "occlusion, rise or logit_lens; for a detector attention, relevance, grad_cam or gradient_times_input."
+    "occlusion, rise or logit_lens; for a detector attention, relevance, grad_cam or gradient_times_input; for a segmenter "
+    "these or rollout."
 )
 
 
@@ -227,13 +240,17 @@ def explain(
     ] = None,
     method: Annotated[str | None, typer.Option(help=_HOW)] = None,
     target: Annotated[
-        str | None, typer.Option(help="The class to explain, by name or number; of a detector, also an object's number.")
+        str | None,
+        typer.Option(
+            help="The class to explain, by name or number; of a detector or segmenter also an object's or segment's number, "
+            "and of a segmenter a pixel: 120,80."
+        ),
     ] = None,
     layer: Annotated[str | None, typer.Option(help="For methods that look at one layer: its number or name.")] = None,
     head: Annotated[str | None, typer.Option(help="For methods that look at heads: a number, mean or max.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes, or objects, the page explains.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes, objects or segments are explained.")] = 5,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="For a detector: only objects it is surer of than this; 0.5.")
+        float | None, typer.Option(min=0, max=1, help="For objects and segments: only those it is surer of than this; 0.5.")
     ] = None,
     device: _Device = None,
     architecture: _Architecture = None,
@@ -244,10 +261,12 @@ def explain(
     vitral explain photo.jpg --model facebook/deit-tiny-patch16-224
     vitral explain photo.jpg --model checkpoint/ --out page.html --target tabby
     vitral explain photo.jpg --model checkpoint/ --png heat.png --method rollout
+    vitral explain street.jpg --model segmenter/ --target 120,80
 
     Leaves a page, one file that needs no network: every attention map of every
     layer and head to play with, and what each of the best classes rests on; of
-    a detector the objects to click, and what each of them rests on.
+    a detector the objects to click, and what each of them rests on; of a
+    segmenter its segments, and their masks layer by layer.
     """
     from vitral.cli.explain import explain as show
 

@@ -240,7 +240,7 @@ def _add(one: dict[str, Any], by_id: dict[int, Entry], place: dict[int, int], sh
 def _row(one: dict[str, Any], number: int, entry: Entry | None, place: dict[int, int]) -> Row | tuple[ProblemKind, str]:
     """An annotation as an object; or what is wrong with it, and a sentence."""
     if entry is None:
-        return "missing", f"It belongs to the image {str(one.get('image_id'))[:40]}, which is not listed."
+        return "missing", f"It belongs to the image {repr(one.get('image_id'))[:40]}, which is not listed."
     sides = one.get("bbox")
     plain = isinstance(sides, list) and len(sides) == 4 and not any(isinstance(side, str) for side in sides)
     box = [finite_number(side) for side in sides or ()] if plain else [None]
@@ -248,10 +248,13 @@ def _row(one: dict[str, Any], number: int, entry: Entry | None, place: dict[int,
         return "malformed", f"Its bbox should be four numbers (x, y, width, height), but is {str(sides)[:80]}."
     category = as_integer(one.get("category_id"))
     if category is None or category not in place:
-        return "unknown class", f"Its category_id is {str(one.get('category_id'))[:40]}, which no category has."
+        return "unknown class", f"Its category_id is {repr(one.get('category_id'))[:40]}, which no category has."
     area = one.get("area")
     if area is not None and (finite_number(area) is None or isinstance(area, str) or area < 0):
         return "malformed", f"Its area is {str(area)[:40]}, which is no area."
+    crowd = one.get("iscrowd")
+    if crowd is not None and not (isinstance(crowd, int | float) and crowd in (0, 1)):
+        return "malformed", f"Its iscrowd should be 0 or 1, but is {repr(crowd)[:40]}."
     try:
         shape = json.dumps(one["segmentation"], separators=(",", ":"), allow_nan=False) if one.get("segmentation") else ""
     except (ValueError, RecursionError):
@@ -261,7 +264,7 @@ def _row(one: dict[str, Any], number: int, entry: Entry | None, place: dict[int,
         box=(x, y, x + width, y + height),
         label=place[category],
         place=number,
-        crowd=bool(one.get("iscrowd", 0)),
+        crowd=bool(crowd),
         area=None if area is None else float(area),
         id=number,
         shape=shape,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import posixpath
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -26,6 +26,7 @@ from vitral.errors import UsageError
 __all__ = ["holds_voc", "read_voc", "voc_xml"]
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_YES = ("1", "true", "yes")
 _LARGEST = 64 << 20  # bytes of one picture's XML; 5,000 objects take one and a half
 
 
@@ -67,17 +68,19 @@ def read_voc(source: Source, classes: Sequence[str] | None = None) -> list[Draft
     if len(roots) != 1:
         raise UsageError(f"{source.shown} holds several sets in Pascal VOC's format ({some(roots)}). Name one of them.")
     top = roots[0]
-    notes = {
-        posixpath.splitext(posixpath.basename(name))[0]: name
-        for name in source.below(posixpath.join(top, "Annotations"))
-        if name.lower().endswith(".xml")
-    }
+    notes: dict[str, str] = {}
+    for name in source.below(posixpath.join(top, "Annotations")):
+        if name.lower().endswith(".xml"):
+            stem = posixpath.splitext(posixpath.basename(name))[0]
+            if stem in notes:
+                raise UsageError(f"{source.where(notes[stem])} and {source.where(name)} are of one name. Rename one of them.")
+            notes[stem] = name
     pictures: dict[str, str] = {}
     folder = posixpath.join(top, "JPEGImages")
     for name in source.below(folder):
         if is_picture(name):
             pictures.setdefault(posixpath.splitext(name[len(folder) + 1 :])[0], name)
-    splits = _splits(source, top) or {"train": sorted(notes)}
+    splits = _splits(source, top, notes) or {"train": sorted(notes)}
     read: dict[str, tuple[Entry, list[str], list[Problem]]] = {}
     lost: dict[str, list[Problem]] = {}
     number = 0
@@ -115,8 +118,8 @@ def read_voc(source: Source, classes: Sequence[str] | None = None) -> list[Draft
     return drafts
 
 
-def _splits(source: Source, top: str) -> dict[str, list[str]]:
-    """The pictures of each split, by the lists in ImageSets/Main."""
+def _splits(source: Source, top: str, notes: Collection[str]) -> dict[str, list[str]]:
+    """The pictures of each split, by the lists in ImageSets/Main: a line is a name, or begins with one."""
     found: dict[str, list[str]] = {}
     for split in ("train", "val", "test", "trainval"):
         name = posixpath.join(top, "ImageSets", "Main", f"{split}.txt")
@@ -125,7 +128,9 @@ def _splits(source: Source, top: str) -> dict[str, list[str]]:
                 text = source.content(name).decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise UsageError(f"{source.where(name)} is not UTF-8. Save the file as UTF-8.") from error
-            found[split] = [safe_name(line.split()[0], source.where(name)) for line in text.splitlines() if line.strip()]
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            stems = [line if line in notes else line.split()[0] for line in lines]
+            found[split] = [safe_name(stem, source.where(name)) for stem in stems]
     both = found.pop("trainval", None)
     if both is not None and "train" not in found and "val" not in found:
         found = {"train": both, **found}
@@ -155,7 +160,7 @@ def _entry(
             problems.append(Problem(kind="malformed", file=shown, annotation=f"object {count}", picture=path, reason=reason))
             continue
         x0, y0, x1, y1 = (side or 0.0 for side in box)
-        rows.append(Row((x0 - 1, y0 - 1, x1, y1), len(names), count, (one.findtext("difficult") or "").strip() == "1"))
+        rows.append(Row((x0 - 1, y0 - 1, x1, y1), len(names), count, (one.findtext("difficult") or "").strip().lower() in _YES))
         names.append(label)
     return Entry(path[len(folder) + 1 :], path, size, number, rows, shown), names, problems
 

@@ -74,6 +74,8 @@ def read_yolo(source: Source) -> list[Draft]:
     for split, pictures in splits.items():
         entries, problems = _entries(source, pictures, number)
         number += len(pictures)
+        if split == next(iter(splits)):
+            problems += _orphans(source, [name for listed in splits.values() for name in listed])
         drafts.append((split, entries, problems))
     highest = max((row.label for _, entries, _ in drafts for entry in entries for row in entry.rows), default=-1)
     if names is None:
@@ -235,7 +237,6 @@ def _entries(source: Source, pictures: Sequence[str], first: int) -> tuple[list[
         if notes in source and size is not None:
             rows = _rows(_text(source.content(notes), shown), size, shown, name, problems)
         entries.append(Entry(name, picture, size, first + place + 1, rows, shown))
-    problems += _orphans(source, pictures)
     return entries, problems
 
 
@@ -246,16 +247,31 @@ def _common(pictures: Sequence[str]) -> str:
 
 
 def _orphans(source: Source, pictures: Sequence[str]) -> list[Problem]:
-    """Lines without a picture, in the folders where those of these pictures lie."""
-    expected = {_label_file(picture) for picture in pictures}
-    folders = {posixpath.dirname(name) for name in expected if "labels" in name.split("/")}
+    """Lines that no picture has: read by nobody, they would make pictures with objects into pictures without.
+
+    Args:
+        source: the files.
+        pictures: those of all splits.
+    """
+    # A picture that no split names is left out on purpose, and its lines with it.
+    expected = {_label_file(picture) for picture in (*pictures, *filter(is_picture, source.tree.files))}
+    folders = {posixpath.dirname(_label_file(picture)) for picture in pictures}
+    empty = {posixpath.splitext(posixpath.basename(name))[0]: name for name in pictures if _label_file(name) not in source}
     found = []
     for name in source.tree.files:
-        if name.endswith(".txt") and posixpath.dirname(name) in folders and name not in expected:
-            if posixpath.basename(name) == "classes.txt":  # as labelImg leaves it
-                continue
-            reason = "There is no picture of that name."
-            found.append(Problem(kind="missing", file=source.where(name), annotation="", picture="", reason=reason))
+        folder, base = posixpath.split(name)
+        stem, suffix = posixpath.splitext(base)
+        if suffix.lower() != ".txt" or name in expected or base == "classes.txt":  # which labelImg leaves among the lines
+            continue
+        labels = "labels" in folder.split("/")
+        picture = empty.get(stem, "")
+        if picture and (labels or folder == posixpath.dirname(picture)):
+            reason = f"Its picture's lines are looked for in {_label_file(picture)}. Move it there."
+        elif labels and folder in folders:
+            picture, reason = "", "There is no picture of that name."
+        else:  # of a split whose pictures are elsewhere, or no lines at all
+            continue
+        found.append(Problem(kind="missing", file=source.where(name), annotation="", picture=picture, reason=reason))
     return found
 
 

@@ -10,27 +10,24 @@ cells become queries, and where regions lie, is chosen and not computed; no grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitral.base.image import PictureSource
 from vitral.base.numbers import as_integer
 from vitral.errors import UnknownNameError, UsageError
-from vitral.explanation.capture import Watch, attention_layers, capture, find_layer
+from vitral.explanation.evidence import Evidence, Inquiry, found_by_gradients, plain
 from vitral.explanation.geometry import TokenGeometry
 from vitral.explanation.look import Look, gaze_of, look_at
-from vitral.explanation.object_relevance import carried, relevance_of_queries, relevance_of_token
+from vitral.explanation.object_relevance import relevance_of_queries, relevance_of_token
 from vitral.explanation.object_result import ObjectExplanation
 from vitral.explanation.prepares import Prepares
-from vitral.explanation.stages import steps
-from vitral.layers.position import Grid
 from vitral.models.output import DenseOutput, RegionOutput, SetOutput
 
 __all__ = [
@@ -223,23 +220,15 @@ def explain_look(
     back = [name for name in methods if name != "attention"]
     reasons = _reasons(predictor, look, back, places, own, on_step) if back and places else iter(())
     for place in places:
-        heats = {"attention": _Heat(look.heat(place, **own["attention"]), look.cell)} if "attention" in own else {}
+        heats = {"attention": Evidence(look.heat(place, **own["attention"]), look.cell)} if "attention" in own else {}
         heats |= next(reasons) if back else {}
         for name in methods:
             found[name].append(_explained(predictor, look, place, name, heats[name], own[name]))
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Heat:
-    """What a method found: a number for each cell, and the size of a cell in pixels of the input."""
-
-    values: Float[np.ndarray, "i j"]
-    cell: tuple[int, int]
-
-
 def _explained(
-    predictor: Prepares, look: Look, place: int, method: str, heat: _Heat, options: dict[str, Any]
+    predictor: Prepares, look: Look, place: int, method: str, heat: Evidence, options: dict[str, Any]
 ) -> ObjectExplanation:
     detections = look.detections
     rows, columns = heat.values.shape
@@ -262,13 +251,6 @@ def _explained(
     )
 
 
-@dataclass
-class _Kept:
-    """What was seen on the way through the network, in the graph."""
-
-    tokens: list[Tensor] = field(default_factory=list)
-
-
 def _reasons(
     predictor: Prepares,
     look: Look,
@@ -276,48 +258,26 @@ def _reasons(
     places: Sequence[int],
     options: dict[str, dict[str, Any]],
     on_step: Callable[[int], None] | None,
-) -> Iterator[dict[str, _Heat]]:
+) -> Iterator[dict[str, Evidence]]:
     """Heats by the methods that need gradients, object by object."""
-    model = predictor.model
-    if look.seen.picture is None:
-        raise UsageError(f"The picture of {look.seen.name} was not kept, so nothing can be computed of it again.")
-    pixels, _ = predictor.prepare(look.seen.picture)
-    # A caller's inference mode would forbid the gradients.
-    with torch.inference_mode(False), torch.enable_grad():
-        batch = pixels[None].clone().to(predictor.device, predictor.dtype).requires_grad_()
-        gaze = look.gaze
-        names = dict.fromkeys((*gaze.encoder, *gaze.among, *gaze.across)) if "relevance" in methods else ()
-        with _watched(model, options.get("grad_cam") if "grad_cam" in methods else None) as kept:
-            if names:
-                with capture(model, names, gradients=True) as maps:
-                    output = model(batch)
-                by = [maps[name] for name in names]
-            else:
-                output, by = model(batch), []
-        wanted = [batch, *kept.tokens, *by]
-        for number, place in enumerate(places):
-            if on_step is not None:
-                on_step(place)
-            score = _score(output, look, place)
-            slopes = torch.autograd.grad(score, wanted, retain_graph=number < len(places) - 1, allow_unused=True)
-            slopes = tuple(
-                torch.zeros_like(one) if slope is None else slope for one, slope in zip(wanted, slopes, strict=True)
-            )
-            if not all(torch.isfinite(one).all() for one in (score, *slopes)):
-                raise UsageError("The object's score, or its gradient, is not a finite number. Try dtype='float32'.")
-            heats: dict[str, _Heat] = {}
-            if "gradient_times_input" in methods:
-                heats["gradient_times_input"] = _Heat(_plain((slopes[0] * batch.detach())[0].sum(0)), (1, 1))
-            if "grad_cam" in methods:
-                heats["grad_cam"] = _cam(model, kept.tokens[0], slopes[1], (batch.shape[2], batch.shape[3]))
-            if names:
-                first = 1 + len(kept.tokens)
-                taken = {
-                    name: carried(weights[0], slope[0])
-                    for name, weights, slope in zip(names, by, slopes[first:], strict=True)
-                }
-                heats["relevance"] = _relevance(look, place, taken)
-            yield heats
+    model, gaze = predictor.model, look.gaze
+
+    def score_of(place: int, output: Any) -> Float[Tensor, ""]:
+        if on_step is not None:
+            on_step(place)
+        return _score(output, look, place)
+
+    inquiry = Inquiry(
+        seen=look.seen,
+        methods=methods,
+        scores=[partial(score_of, place) for place in places],
+        what="object",
+        attentions=(*gaze.encoder, *gaze.among, *gaze.across),
+        relevance=lambda number, taken, _: _relevance(look, places[number], taken),
+        map_of=list(cast(Any, model).backbone.blocks)[-1] if hasattr(model, "backbone") else None,
+        layer=options.get("grad_cam", {}).get("layer"),
+    )
+    return found_by_gradients(predictor, inquiry)
 
 
 def _score(output: Any, look: Look, place: int) -> Float[Tensor, ""]:
@@ -329,64 +289,13 @@ def _score(output: Any, look: Look, place: int) -> Float[Tensor, ""]:
     return output.logits[0, row, kind].float()
 
 
-def _relevance(look: Look, place: int, taken: dict[str, Float[Tensor, "n m"]]) -> _Heat:
+def _relevance(look: Look, place: int, taken: Mapping[str, Float[Tensor, "1 n m"]]) -> Evidence:
     """The relevance of every cell for an object, by what each attention carries."""
     gaze, query = look.gaze, int(cast(np.ndarray, look.detections.queries)[place])
     if gaze.kind == "tokens":
-        row = relevance_of_token([taken[name] for name in gaze.among], gaze.before + query)
+        row = relevance_of_token([taken[name][0] for name in gaze.among], gaze.before + query)
     else:
-        pairs = [(taken[one], taken[other]) for one, other in zip(gaze.among, gaze.across, strict=True)]
-        row = relevance_of_queries([taken[name] for name in gaze.encoder], pairs)[query]
+        pairs = [(taken[one][0], taken[other][0]) for one, other in zip(gaze.among, gaze.across, strict=True)]
+        row = relevance_of_queries([taken[name][0] for name in gaze.encoder], pairs)[query]
     grid = look.grid
-    return _Heat(_plain(row[-grid[0] * grid[1] :].unflatten(0, grid)), look.cell)
-
-
-@contextmanager
-def _watched(model: nn.Module, options: dict[str, Any] | None) -> Iterator[_Kept]:
-    """Keep the map that Grad-CAM weighs, in the graph; nothing where it is not asked for."""
-    kept = _Kept()
-    if options is None:
-        yield kept
-        return
-    layer, watch = options.get("layer"), Watch()
-    modules = dict(model.named_modules())
-    if layer is not None and layer not in modules:
-        raise UnknownNameError("module", layer, modules)
-
-    def leaving(_: nn.Module, __: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            raise UsageError(f"{layer} gives no map (b d i j) that Grad-CAM could weigh; name another module.")
-        kept.tokens[:] = [output]
-
-    def entering(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        kept.tokens[:] = [inputs[0]]
-
-    if layer is not None or hasattr(model, "backbone"):
-        module = modules[layer] if layer is not None else list(cast(Any, model).backbone.blocks)[-1]
-        handle = module.register_forward_hook(watch.only(module, leaving))
-    else:  # tokens behind the last attention are read one by one; those that it reads have a gradient all
-        module = cast(Any, find_layer(attention_layers(model), -1)).layout.around
-        handle = module.register_forward_pre_hook(watch.only(module, entering))
-    try:
-        yield kept
-    finally:
-        watch.over = True
-        handle.remove()
-
-
-def _cam(model: nn.Module, tokens: Tensor, slope: Tensor, size: tuple[int, int]) -> _Heat:
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) of a map (1 d i j), or of tokens (1 n d) behind others."""
-    if tokens.ndim == 3:
-        grid: Grid = cast(Any, model).config.grid_of(size)
-        tokens, slope = (one[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid) for one in (tokens, slope))
-        cell: tuple[int, int] = cast(Any, model).config.patch_size
-    else:
-        down, across = tokens.shape[2:]
-        cell = steps((max(size[0], down), max(size[1], across)), (down, across))
-    importance = slope.float().mean((2, 3), keepdim=True)
-    weighted = (importance * tokens.detach().float()).sum(1).clamp(min=0)
-    return _Heat(_plain(weighted[0]), cell)
-
-
-def _plain(x: Float[Tensor, "i j"]) -> Float[np.ndarray, "i j"]:
-    return x.detach().float().cpu().numpy()
+    return Evidence(plain(row[-grid[0] * grid[1] :].unflatten(0, grid)), look.cell)

@@ -21,10 +21,13 @@ from vitral.explanation.methods import DEFAULT, METHODS, check_fits
 from vitral.explanation.prepares import Prepares, check_predictor
 from vitral.explanation.question import Question, ScoreOf
 from vitral.explanation.result import Explanation
+from vitral.explanation.segment_look import Pixel
+from vitral.explanation.segmentation import explain_segments
 from vitral.explanation.stages import cell_of
 from vitral.models.detection.detector import Detector
 from vitral.models.output import EncoderOutput
 from vitral.models.record import Record
+from vitral.models.segmentation.kinds import MapNetwork, MaskNetwork
 
 __all__ = ["Target", "explain", "target_class"]
 
@@ -41,7 +44,7 @@ def explain(
     picture: list[Any],
     *,
     method: str | None = ...,
-    target: Target | Iterable[Target] = ...,
+    target: Target | Iterable[Target] | Pixel | list[Any] = ...,
     layer: LayerName | None = ...,
     head: SupportsIndex | str | None = ...,
     **options: Any,
@@ -52,7 +55,7 @@ def explain(
     picture: PictureSource,
     *,
     method: str | None = ...,
-    target: Target | Iterable[Target] = ...,
+    target: Target | Iterable[Target] | Pixel | list[Any] = ...,
     layer: LayerName | None = ...,
     head: SupportsIndex | str | None = ...,
     **options: Any,
@@ -62,7 +65,7 @@ def explain(
     picture: PictureSource | list[Any],
     *,
     method: str | None = None,
-    target: Target | Iterable[Target] = None,
+    target: Target | Iterable[Target] | Pixel | list[Any] = None,
     layer: LayerName | None = None,
     head: SupportsIndex | str | None = None,
     **options: Any,
@@ -74,19 +77,23 @@ def explain(
         picture: a path, address, bytes, file object, Pillow image, array or tensor; or a list of them, which is computed
             as a batch.
         method: a key of `explanation.methods.METHODS`, whose functions tell of their options; None for the usual one. Of a
-            detector a key of `explanation.detection.OBJECT_METHODS`.
+            detector a key of `explanation.detection.OBJECT_METHODS`, of a segmenter one of
+            `explanation.segmentation.SEGMENT_METHODS`.
         target: the class to explain, by its place or its name; by default the best one. Or a function from the model's
             output to one number per picture, for scores that are no class (not for every method; attention is followed back
             from the tokens that the model's own answer is read from). For a list of pictures also one for each of
             them; a list for one picture explains it once for each. Of a detector the objects to explain, by their places
-            among those that were found (0 is the best one) or the name of their class; by default all.
+            among those that were found (0 is the best one) or the name of their class; by default all. Of a segmenter the
+            segments likewise, or a pixel (x, y) of the picture; several in a list.
         layer: for methods that look at one layer: which, by number or name.
         head: for methods that look at heads: one of them, or "mean", "max".
-        **options: of the method; for a detector also `threshold` and `top_k`, which objects count.
+        **options: of the method; for a detector also `threshold` and `top_k`, which objects count, and for a segmenter
+            these and `subtask`.
 
     Returns:
         An explanation, or a list of them for a list of pictures or targets. Of a detector always a list, with an
-        `ObjectExplanation` for each object (best first), and for a list of pictures a list of such lists.
+        `ObjectExplanation` for each object (best first), and for a list of pictures a list of such lists; of a segmenter
+        likewise with a `SegmentExplanation` for each segment or pixel.
 
     Raises:
         PictureError: a picture cannot be read.
@@ -95,12 +102,13 @@ def explain(
             the latter case it names the methods that work.
     """
     check_predictor(predictor)
-    if isinstance(predictor.model, Detector):
+    if isinstance(predictor.model, Detector | MapNetwork | MaskNetwork):
+        each: Any = explain_objects if isinstance(predictor.model, Detector) else explain_segments
         asked: dict[str, Any] = {"method": method, "target": target, **options}
         asked |= {name: value for name, value in (("layer", layer), ("head", head)) if value is not None}
         if isinstance(picture, list):
-            return [explain_objects(predictor, one, **asked) for one in picture]
-        return cast(Any, explain_objects(predictor, picture, **asked))
+            return [each(predictor, one, **asked) for one in picture]
+        return cast(Any, each(predictor, picture, **asked))
     method = DEFAULT if method is None else method
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)

@@ -37,7 +37,7 @@ from vitral.models.detection.detector import Detector
 from vitral.tasks.detection.decode import decode
 from vitral.tasks.detection.result import Detections, Options
 
-__all__ = ["Gaze", "Look", "Points", "gaze_of", "look_at"]
+__all__ = ["Gaze", "Look", "Points", "fused_heads", "gaze_of", "look_at"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Look:
             UsageError: there is no such object, layer or head, or the network has no queries.
             UnknownNameError: no such way for heads to become one.
         """
-        return _fused(self.across[self._layer(layer)][self._place(place)], head)
+        return fused_heads(self.across[self._layer(layer)][self._place(place)], head)
 
     def on_picture(
         self, place: SupportsIndex, layer: SupportsIndex = -1, head: SupportsIndex | str = "mean"
@@ -176,7 +176,7 @@ class Look:
         What is missing to one was taken from queries that found nothing (and, for "tokens", from the picture). Two objects
         may have been read from one query; each then has the whole of what was taken from it.
         """
-        rows = _fused(self.among[self._layer(layer)][self._place(place)], head)
+        rows = fused_heads(self.among[self._layer(layer)][self._place(place)], head)
         return rows[cast(np.ndarray, self.detections.queries)]
 
     def points(self, place: SupportsIndex, layer: SupportsIndex = -1) -> Points:
@@ -208,8 +208,17 @@ class Look:
         return number % self.layers
 
 
-def _fused(maps: Float[np.ndarray, h * n], head: SupportsIndex | str) -> Float[np.ndarray, "*n"]:
-    """One head's map, or those of all as one."""
+def fused_heads(maps: Float[np.ndarray, h * n], head: SupportsIndex | str) -> Float[np.ndarray, "*n"]:
+    """One head's map, or those of all as one.
+
+    Args:
+        maps: of all heads.
+        head: one of them by its number, or "mean", "max", "min" of all.
+
+    Raises:
+        UsageError: there is no such head.
+        UnknownNameError: no such way for heads to become one.
+    """
     if isinstance(head, str):
         if head not in ("mean", "max", "min"):
             raise UnknownNameError("fusion of heads", head, ("mean", "max", "min"))

@@ -24,30 +24,39 @@ from torch import Tensor
 __all__ = ["carried", "relevance_of_queries", "relevance_of_token"]
 
 
-def carried(weights: Float[Tensor, "h n m"], gradient: Float[Tensor, "h n m"]) -> Float[Tensor, "n m"]:
+def carried(weights: Float[Tensor, "*w h n m"], gradient: Float[Tensor, "*w h n m"]) -> Float[Tensor, "*w n m"]:
     """What a map carries where the score rises with it, the mean of all heads (equation 5), in single precision."""
-    return (gradient.float() * weights.detach().float()).clamp(min=0).mean(0)
+    return (gradient.float() * weights.detach().float()).clamp(min=0).mean(-3)
 
 
 def relevance_of_queries(
-    encoder: Sequence[Float[Tensor, "m m"]], decoder: Sequence[tuple[Float[Tensor, "q q"], Float[Tensor, "q m"]]]
+    encoder: Sequence[Float[Tensor, "m m"]],
+    decoder: Sequence[tuple[Float[Tensor, "q q"], Float[Tensor, "q m"]]],
+    *,
+    picture_first: bool = False,
 ) -> Float[Tensor, "q m"]:
     """R^{qi}: how relevant every cell is to what became of every query.
 
     Args:
         encoder: what each self-attention among the cells carries, the first layer first.
-        decoder: what each self-attention among the queries, and the cross-attention behind it, carry.
+        decoder: what each self-attention among the queries, and the cross-attention of the same block, carry.
+        picture_first: whether the queries of a block ask the picture before they ask each other.
     """
     first = decoder[0][1]
-    cells = torch.eye(first.shape[1], dtype=first.dtype, device=first.device)
     queries = torch.eye(first.shape[0], dtype=first.dtype, device=first.device)
-    found = torch.zeros_like(first)
-    for attention in encoder:
-        cells = cells + attention @ cells
-    normed = _normed(cells)
+    found, normed = torch.zeros_like(first), None
+    if encoder:  # else the cells are what they were, and the identity changes nothing
+        cells = torch.eye(first.shape[1], dtype=first.dtype, device=first.device)
+        for attention in encoder:
+            cells = cells + attention @ cells
+        normed = _normed(cells)
     for among, across in decoder:
+        told = across if normed is None else across @ normed
+        if picture_first:
+            found = found + _normed(queries).T @ told
         queries, found = queries + among @ queries, found + among @ found
-        found = found + _normed(queries).T @ (across @ normed)
+        if not picture_first:
+            found = found + _normed(queries).T @ told
     return found
 
 

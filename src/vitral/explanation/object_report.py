@@ -8,18 +8,14 @@ says; `object_report.js` draws them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from html import escape
-from importlib.resources import files
 from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from vitral.base import page
-from vitral.base.colours import COLOUR_MAPS, stretched
 from vitral.base.image import PictureSource
 from vitral.base.numbers import whole_number
 from vitral.errors import UsageError
@@ -32,16 +28,23 @@ from vitral.explanation.detection import (
     fitting_methods,
 )
 from vitral.explanation.look import Look, look_at
-from vitral.explanation.object_result import ObjectExplanation
 from vitral.explanation.packing import Store
+from vitral.explanation.page_parts import (
+    colours_told,
+    corners,
+    eight_bits,
+    method_buttons,
+    method_told,
+    methods_section,
+    picture_told,
+    resource,
+    shown_score,
+    tint,
+)
 from vitral.explanation.prepares import Prepares
 from vitral.explanation.report import called
 
 __all__ = ["object_page"]
-
-_LONGEST = 960  # pixels of the picture on the page
-_FINEST = 144  # numbers along the longer side of a heat per pixel
-_TINTS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito's
 
 
 def object_page(
@@ -99,12 +102,12 @@ def object_page(
     step("writing")
     store = Store()
     told = {
-        "picture": _picture(look),
+        "picture": picture_told(look.seen),
         "objects": _objects(look, places),
-        "methods": [_method(name, reasons.get(name), store) for name in names],
+        "methods": [method_told(name, OBJECT_METHODS, reasons.get(name), store) for name in names],
         "first": _first(names, options),
         "attention": _attention(look, places, budget, store) if places and look.layers else None,
-        "colours": {"heat": store.add(COLOUR_MAPS["inferno"]), "signed": store.add(COLOUR_MAPS["RdBu_r"])},
+        "colours": colours_told(store),
     }
     return page.document(
         f"{called(look.seen.name)}: what was found, and why",
@@ -112,28 +115,17 @@ def object_page(
         '<p class="asleep" id="asleep"></p>',
         _explorer(told),
         _strip(told),
-        _methods(names),
+        methods_section(names, OBJECT_METHODS),
         _footer(look),
         page.data_block("told", told),
         f'<script type="application/octet-stream" id="packed">{store.packed()}</script>',
         lead=_lead(predictor, look, len(places)),
-        style=_resource("report.css") + _resource("object_report.css"),
-        script=_resource("object_report.js"),
+        style=resource("report.css") + resource("object_report.css"),
+        script=resource("drawing.js") + resource("object_report.js"),
     )
 
 
 # -- what the script is told -------------------------------------------------------------------------------------------
-
-
-def _picture(look: Look) -> dict[str, Any]:
-    """The picture, at the page's size, and its own size in pixels."""
-    picture, (height, width) = cast(Any, look.seen.picture), look.seen.frame.picture
-    scale = min(1.0, _LONGEST / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    image = picture.image
-    if image.size != size or picture.box is not None:
-        image = image.resize(size, Image.Resampling.LANCZOS, box=picture.box)
-    return {"address": page.picture_address(image, photo=max(size) > 96), "width": width, "height": height}
 
 
 def _objects(look: Look, places: Sequence[int]) -> list[dict[str, Any]]:
@@ -148,42 +140,10 @@ def _objects(look: Look, places: Sequence[int]) -> list[dict[str, Any]]:
                 "name": label if len(alike) == 1 else f"{label} {alike.index(place) + 1}",
                 "score": float(detections.scores[place]),
                 "box": [round(side, 2) for side in detections.boxes[place].tolist()],
-                "tint": _TINTS[number % len(_TINTS)],
+                "tint": tint(number),
             }
         )
     return told
-
-
-def _method(name: str, found: Sequence[ObjectExplanation] | None, store: Store) -> dict[str, Any]:
-    """A method, and its heat for each object in eight bits; that of attention lies elsewhere."""
-    told: dict[str, Any] = {"name": name, "title": OBJECT_METHODS[name].title, "signed": OBJECT_METHODS[name].signed}
-    if found is None:
-        return told
-    coarse = [_coarser(one) for one in found]
-    heats = [np.rint(255 * stretched(one.clipped, signed=one.signed)).astype(np.uint8) for one in coarse]
-    return told | {"levels": store.add(np.stack(heats)), "over": _over(coarse[0])}
-
-
-def _coarser(explanation: ObjectExplanation) -> ObjectExplanation:
-    """Heat of as many numbers as a page has use for: per pixel, the sums of squares of pixels."""
-    side = -(-max(explanation.heat.shape) // _FINEST)
-    if side == 1:
-        return explanation
-    rows, columns = (-(-length // side) * side for length in explanation.heat.shape)
-    padded = np.pad(explanation.heat, ((0, rows - explanation.heat.shape[0]), (0, columns - explanation.heat.shape[1])))
-    summed = padded.reshape(rows // side, side, columns // side, side).sum((1, 3))
-    cell = explanation.cell[0] * side, explanation.cell[1] * side
-    return replace(explanation, heat=summed, cell=cell)
-
-
-def _over(explanation: ObjectExplanation) -> list[float]:
-    """Where the cells of a heat lie in the picture, all together: left, top, right and bottom."""
-    return _corners(explanation.look, explanation.heat.shape, explanation.cell)
-
-
-def _corners(look: Look, grid: tuple[int, ...], cell: tuple[int, int]) -> list[float]:
-    size = np.array([grid[1] * cell[1], grid[0] * cell[0]])
-    return cast(list[float], look.seen.frame.to_picture(np.stack([np.zeros(2), size])).ravel().tolist())
 
 
 def _attention(look: Look, places: Sequence[int], budget: int, store: Store) -> dict[str, Any]:
@@ -193,9 +153,7 @@ def _attention(look: Look, places: Sequence[int], budget: int, store: Store) -> 
     each = len(rows) * look.layers * (heads + 1) * down * across <= budget
     maps = np.stack([one[rows] for one in look.across], axis=1)  # k l h i j
     shown = np.concatenate([maps.mean(2, keepdims=True), *([maps] if each else [])], axis=2)
-    peaks = shown.max((3, 4))
-    # The square root spends the levels where most shares are, near zero.
-    levels = np.rint(255 * np.sqrt(shown / np.maximum(peaks, np.finfo(np.float32).tiny)[..., None, None])).astype(np.uint8)
+    levels, peaks = eight_bits(shown)
     others = np.array([[look.others(place, layer)[rows] for layer in range(look.layers)] for place in rows])
     told = {
         "layers": look.layers,
@@ -204,7 +162,7 @@ def _attention(look: Look, places: Sequence[int], budget: int, store: Store) -> 
         "levels": store.add(levels),
         "peaks": store.add(peaks),
         "sums": store.add(shown.sum((3, 4))),
-        "over": _corners(look, look.grid, look.cell),
+        "over": corners(look.seen.frame, look.grid, look.cell),
         "others": store.add(others.astype(np.float32)),
         "queries": [int(cast(np.ndarray, look.detections.queries)[place]) for place in rows],
         "kind": look.gaze.kind,
@@ -238,10 +196,6 @@ def _first(names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
 # -- what is written on the page ---------------------------------------------------------------------------------------
 
 
-def _resource(name: str) -> str:
-    return files("vitral.explanation").joinpath(name).read_text("utf-8")
-
-
 def _lead(predictor: Prepares, look: Look, explained: int) -> str:
     """The model, what it found and how it looks, in two sentences."""
     record = predictor.record
@@ -267,13 +221,9 @@ def _explorer(told: dict[str, Any]) -> str:
     attention = told["attention"]
     rows = "".join(
         f'<button class="object" aria-pressed="false" data-object="{number}" style="--tint: {one["tint"]}">'
-        f'<i></i><span>{escape(one["name"])}</span><span class="number">{_score(one["score"])}</span>'
+        f'<i></i><span>{escape(one["name"])}</span><span class="number">{shown_score(one["score"])}</span>'
         f'<span class="bar"><i style="--share: {one["score"]:.1%}"></i></span></button>'
         for number, one in enumerate(told["objects"])
-    )
-    choices = "".join(
-        f'<button class="choice" aria-pressed="false" data-method="{one["name"]}">{escape(one["title"])}</button>'
-        for one in told["methods"]
     )
     knobs = layered = keys = ""
     if attention is not None:
@@ -301,7 +251,7 @@ def _explorer(told: dict[str, Any]) -> str:
 <p class="legend" id="legend"></p>
 </div>
 <div class="panel live">
-<div class="choices" role="group" aria-label="Method">{choices}</div>
+<div class="choices" role="group" aria-label="Method">{method_buttons(told["methods"])}</div>
 <p class="saying" id="saying" aria-live="polite"></p>
 <div class="scale quiet"><span id="low"></span><i id="ramp"></i><span id="high"></span></div>
 <div class="knobs">{layered}
@@ -341,18 +291,6 @@ def _strip(told: dict[str, Any]) -> str:
     )
 
 
-def _methods(names: Sequence[str]) -> str:
-    """What each method's heat is."""
-    if not names:
-        return ""
-    rows = []
-    for name in names:
-        method = OBJECT_METHODS[name]
-        colours = " Red speaks for the class, blue against it." if method.signed else ""
-        rows.append((method.title, f"Each place's heat is {method.asks} ({method.paper}).{colours}"))
-    return page.section("What the heat is", page.facts(rows))
-
-
 def _footer(look: Look) -> str:
     """How to read all this, and what not to read into it."""
     sentences = [
@@ -373,7 +311,3 @@ def _footer(look: Look) -> str:
     if look.gaze.kind != "none":
         sentences.append("Layers and heads are counted from 0, as in Python.")
     return f"<footer><h2>How to read this page</h2>{''.join(map(page.paragraph, sentences))}</footer>"
-
-
-def _score(score: float) -> str:
-    return f"{score:.1%}".replace("%", "\u00a0%")

@@ -75,21 +75,21 @@ def _dot(image: Image.Image, places: Float[np.ndarray, "n 2"], weights: Float[np
 
 
 def draw_objects(
-    explanations: Sequence[ObjectExplanation], *, columns: int = 3, longest: int = 640, **options: Any
+    explanations: Sequence[Explanation], *, columns: int = 3, longest: int = 640, **options: Any
 ) -> Image.Image:
-    """Explanations of the objects of one picture on one sheet, in rows from left to right.
+    """Explanations of the objects, or segments, of one picture on one sheet, in rows from left to right.
 
     Args:
         explanations: of one picture.
         columns: how many side by side, at most.
         longest: the longer side of each, in pixels.
-        **options: see `ObjectExplanation.draw`.
+        **options: see `Explanation.draw`.
 
     Raises:
         UsageError: no explanations.
     """
     if not explanations:
-        raise UsageError("There is nothing to draw: no object was explained. A lower threshold finds more.")
+        raise UsageError("There is nothing to draw: nothing was found to be explained. A lower threshold finds more.")
     drawn = [one.draw(longest=longest, **options) for one in explanations]
     across = min(max(1, columns), len(drawn))
     down = -(-len(drawn) // across)

@@ -132,6 +132,10 @@ class Question:
         output: EncoderOutput = cast(Any, self.model).read_out(tokens, self.grid)
         return output
 
+    def reading(self, pool: Float[Tensor, "b 1 m"] | None) -> Float[Tensor, "b n"]:
+        """What the answer takes from each token behind the last block; for `pool` see `read_from`."""
+        return read_from(self.model, self.tokens, pool).to(self.pixels.device).expand(len(self.pixels), -1)
+
     def alone(self, place: int) -> Question:
         """The question about one picture of the batch."""
         target = self.target[place : place + 1] if isinstance(self.target, Tensor) else self.target

@@ -39,7 +39,8 @@ def relevance(question: Question) -> Heat:
         name: (gradient * map_.detach()).clamp(min=0).mean(1).float()
         for name, gradient, map_ in zip(looking, gradients(score, maps), maps, strict=True)
     }
-    way = Backwards(question, captured, None if captured.pool is None else carried[captured.pool])
+    pool = None if captured.pool is None else carried[captured.pool]
+    way = Backwards(captured, question.reading(pool), question.grid, question.prefix)
     for name in way.layers():
         way.to(name)
         attention = captured.whole(name, carried[name][:, None])[:, 0]

@@ -13,8 +13,9 @@ from vitral.base.numbers import real_number
 from vitral.errors import UsageError
 from vitral.explanation.capture import Captured, capture
 from vitral.explanation.maps import HeadFusion, fused
-from vitral.explanation.question import Heat, Question, read_from
+from vitral.explanation.question import Heat, Question
 from vitral.explanation.stages import moved
+from vitral.layers.position import Grid
 
 __all__ = ["Backwards", "roll_out", "rollout"]
 
@@ -38,15 +39,12 @@ def rollout(question: Question, *, fusion: HeadFusion = "mean", discard: float =
     _check(discard)
     with capture(question.model, whole=False, reduce=lambda maps: fused(maps, fusion)) as captured:
         question.model(question.pixels)
-    way = Backwards(question, captured, None if captured.pool is None else captured[captured.pool])
+    pool = None if captured.pool is None else captured[captured.pool]
+    way = Backwards(captured, question.reading(pool), question.grid, question.prefix)
     for name in way.layers(start):
-        # Once more to a sum of one: what was paid to tokens that only fill up a window is not in the whole map.
-        attention = _kept(captured.whole(name, _kept(captured[name], discard)[:, None])[:, 0], 0.0)
+        attention = captured.whole(name, _kept(captured[name], discard)[:, None])[:, 0]
         way.to(name)
-        # Row by row (A + I) / 2; a token that sees none keeps all it has.
-        share = attention.sum(-1)
-        asking = way.of_asking(attention) / (1 + share)
-        way.add(asking - way.of_asking(attention), attention, asking)
+        way.mix(attention)
     return way.heat()
 
 
@@ -57,16 +55,15 @@ class Backwards:
     than any map.
 
     Args:
-        question: what to look at.
-        captured: layers that a forward of its model has passed.
-        pool: how attention pooling reads the last layer's tokens, where a model does.
+        captured: layers that a forward has passed.
+        row: what the answer takes from each token behind the last layer.
+        grid: rows and columns of these tokens.
+        prefix: how many of them stand before those of the grid.
     """
 
-    def __init__(self, question: Question, captured: Captured, pool: Float[Tensor, "b 1 m"] | None) -> None:
-        self._question, self._captured = question, captured
-        self._grid, self._prefix = question.grid, question.prefix
-        self._row = read_from(question.model, question.tokens, pool).to(question.pixels.device)
-        self._row = self._row.expand(len(question.pixels), -1)
+    def __init__(self, captured: Captured, row: Float[Tensor, "b n"], grid: Grid, prefix: int) -> None:
+        self._captured = captured
+        self._grid, self._prefix, self._row = grid, prefix, row
 
     def layers(self, start: SupportsIndex = 0) -> list[str]:
         """The layers from one of them on, the last first; those that mix channels let every token pass.
@@ -85,6 +82,15 @@ class Backwards:
         self._row = torch.cat([before, moved(cells, self._grid, grid)], dim=1)
         self._grid, self._prefix = grid, prefix
         self._layer = layer
+
+    def leave_behind(self) -> None:
+        """Forget the tokens before those of the grid: further back they are not there, and came from none."""
+        self._row, self._prefix = self._row[:, self._prefix :], 0
+
+    def join(self, cells: Float[Tensor, "b m"]) -> None:
+        """Add what the answer takes from the tokens of the grid right here, past all later layers."""
+        before = self._row.shape[1] - cells.shape[1]
+        self._row = self._row + torch.nn.functional.pad(cells.to(self._row), (before, 0))
 
     def of_asking(self, attention: Float[Tensor, "b n m"]) -> Float[Tensor, "b n"]:
         """What the answer took from the tokens that ask at this layer: all, or the first ones."""
@@ -105,6 +111,19 @@ class Backwards:
         # A map may leave out the tokens before the patches.
         row[:, row.shape[1] - reached.shape[1] :] += reached
         self._row = row
+
+    def mix(self, attention: Float[Tensor, "b n m"]) -> None:
+        """Go back through a layer that passes on half of a token by its residual connection and half by attention.
+
+        Args:
+            attention: the map, heads already one; its rows are brought to a sum of one once more, as what was paid to tokens
+                that only fill up a window is not in a whole map.
+        """
+        attention = _kept(attention, 0.0)
+        # Row by row (A + I) / 2; a token that sees none keeps all it has.
+        share = attention.sum(-1)
+        asking = self.of_asking(attention) / (1 + share)
+        self.add(asking - self.of_asking(attention), attention, asking)
 
     def heat(self) -> Heat:
         """What was taken from the tokens of the grid that was reached."""

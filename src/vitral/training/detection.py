@@ -115,10 +115,10 @@ def read_annotated(
     if train is None:
         raise UsageError(f"{path} has no split train, only {', '.join(found.sets)}. Nothing is there to learn from.")
     if held_out is None:
-        return Annotated(train=train, held_out=found.val or found.test)
+        return Annotated(train=train, held_out=_first(found.val, found.test))
     if isinstance(held_out, str | os.PathLike):
         other = _scenes() if held_out == SCENES else read_objects(held_out, bad=bad_pictures)
-        judge = cast(ObjectSet, other.val or other.test or other.train)
+        judge = cast(ObjectSet, _first(other.val, other.test, other.train))
         ObjectSplits(train=train, val=judge)  # refuses other classes
         return Annotated(train=train, held_out=judge)
     share = real_number("held_out", held_out)
@@ -149,6 +149,11 @@ def annotated_split(
         UnknownNameError: there is no such split anywhere.
     """
     return chosen_split((_scenes() if path == SCENES else read_objects(path, bad=bad_pictures)).sets, split, path)
+
+
+def _first(*sets: ObjectSet | None) -> ObjectSet | None:
+    """The first set that there is; one without pictures is there, and is complained of, not passed over."""
+    return next((one for one in sets if one is not None), None)
 
 
 def _scenes() -> ObjectSplits:

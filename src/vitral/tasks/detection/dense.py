@@ -106,7 +106,12 @@ def read_dense(output: DenseOutput | RegionOutput, options: DenseOptions = _AS_U
     Raises:
         UsageError: the model's numbers are not finite.
     """
-    if not (torch.isfinite(output.logits).all() and torch.isfinite(output.offsets).all()):
+    numbers = [output.logits, output.offsets]
+    if isinstance(output, RegionOutput):  # a first look that says nothing proposes nothing, and there would be no second
+        numbers += [output.proposing.logits, output.proposing.offsets]
+    elif output.centerness is not None:
+        numbers.append(output.centerness)
+    if not all(torch.isfinite(one).all() for one in numbers):
         raise UsageError("The model's logits or offsets are not finite numbers (NaN or infinity). Try dtype='float32'.")
     told = {name: value for name, value in vars(options).items() if value is not None}
     chosen = _Chosen(**{**vars(usual_options(output)), **told})

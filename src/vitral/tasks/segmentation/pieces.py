@@ -136,7 +136,7 @@ class Piece:
         Args:
             which: of the maps; None for all.
         """
-        cells = self.cells if which is None else self.cells[which]
+        cells = self.cells if which is None else self.cells.index_select(0, which)
         if self.squashed:
             cells = cells.sigmoid()
         wide = _between(cells, 2, self.across)
@@ -171,7 +171,7 @@ def pieces(
     down, across = (list(_stretches(line, start)) for line, start in zip((rows, columns), corner, strict=True))
     numbers = maps.detach().numpy()
     for span_y, cells_y, line_y in down:
-        band = numbers[:, cells_y] if which is None else numbers[which.numpy(), cells_y]
+        band = numbers[:, cells_y] if which is None else np.stack([numbers[place, cells_y] for place in which.tolist()])
         # Along the columns first, where numbers lie one beside the other.
         lowest, highest = torch.from_numpy(band.min(1)), torch.from_numpy(band.max(1))
         if squashed:
@@ -201,7 +201,7 @@ def greatest(groups: Iterable[tuple[int, Float[Tensor, "_ y x"]]]) -> Int[np.nda
 def _between(
     values: Float[Tensor, "n _ _"],
     axis: int,
-    line: tuple[Int[Tensor, " p"], Int[Tensor, " p"], Float[Tensor, "..."], Float[Tensor, "..."]],
+    line: tuple[Int[Tensor, " p"], Int[Tensor, " p"], Float[Tensor, "*_"], Float[Tensor, "*_"]],
 ) -> Float[Tensor, "n _ _"]:
     """Values between neighbours along one side, in the order of operations that `torch.nn.functional.interpolate` has.
 
