@@ -498,7 +498,7 @@ def read_at(mask: Bool[np.ndarray, "y x"], frame: Frame, cells: Grid) -> Float[T
     rows, columns = lines(frame, cells)
     part = mask[rows.first : rows.stop, columns.first : columns.stop]
     weights = _matrix(rows, cells[0]).T @ torch.from_numpy(part.astype(np.float32)) @ _matrix(columns, cells[1])
-    return weights / max(1, np.count_nonzero(part))
+    return weights / max(1, int(np.count_nonzero(part)))
 
 
 def _matrix(line: Line, cells: int) -> Float[Tensor, "n m"]:

@@ -172,13 +172,11 @@ def pieces(
     numbers = maps.detach().numpy()
     for span_y, cells_y, line_y in down:
         band = numbers[:, cells_y] if which is None else np.stack([numbers[place, cells_y] for place in which.tolist()])
-        # Along the columns first, where numbers lie one beside the other.
-        lowest, highest = torch.from_numpy(band.min(1)), torch.from_numpy(band.max(1))
-        if squashed:
-            lowest, highest = lowest.sigmoid(), highest.sigmoid()
+        lowest, highest = band.min(1), band.max(1)  # along the columns first, where numbers lie one beside the other
         cells = torch.from_numpy(band)
         for span_x, cells_x, line_x in across:
-            bounds = lowest[:, cells_x].amin(1), highest[:, cells_x].amax(1)
+            least, most = (torch.from_numpy(bound) for bound in (lowest[:, cells_x].min(1), highest[:, cells_x].max(1)))
+            bounds = (least.sigmoid_(), most.sigmoid_()) if squashed else (least, most)
             yield Piece(span_y, span_x, cells[:, :, cells_x], bounds, line_y, line_x, squashed)
 
 
