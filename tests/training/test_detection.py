@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.data.annotated import Remembered, boxed
 from vitral.base.boxes import Objects
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
@@ -276,6 +278,15 @@ def test_what_cannot_be_trained_is_refused_at_once() -> None:
         fit(model_for(PLAIN, ("one", "other")), Detection(SCENES, PLAIN), PLAIN)
     with pytest.raises(UsageError, match="is for classification, not for detection"):
         Detection(SCENES, Recipe())
+    with pytest.raises(UsageError, match="scenes holds no objects to learn from, in 0 pictures"):
+        run(PLAIN, objects=Remembered([], [], SCENES.classes, SCENES.name))
+    with pytest.raises(UsageError, match="scenes holds no objects to learn from, in 3 pictures"):
+        run(
+            PLAIN,
+            objects=Remembered(
+                [boxed([])] * 2 + [boxed([[1, 1, 9, 9]], crowd=[0])], [(64, 64)] * 3, SCENES.classes, SCENES.name
+            ),
+        )
     with pytest.raises(UsageError, match="do not fit"):
         run(PLAIN, judging=replace(OTHERS, shapes=("disc", "square", "star")))
 
@@ -364,6 +375,17 @@ def test_what_judges_is_said_or_found(folder: Path, tmp_path: Path) -> None:
         read_annotated(folder, 1.5)
     with pytest.raises(UsageError, match="has a split val with 200 pictures"):
         read_annotated("scenes", 0.5)
+
+
+def test_a_split_without_pictures_is_not_passed_over(tmp_path: Path) -> None:
+    """An empty list of pictures to judge by is a mistake, and nothing to be silently judged without."""
+    few = replace(SCENES, count=2)
+    write_objects({"train": few, "val": replace(few, count=1), "test": few}, tmp_path)
+    told = json.loads((tmp_path / "annotations" / "instances_val.json").read_text())
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps({**told, "images": [], "annotations": []}))
+    found = read_annotated(tmp_path)
+    assert found.held_out is not None
+    assert len(found.held_out) == 0
 
 
 def test_one_split_is_asked_for_by_name(folder: Path) -> None:

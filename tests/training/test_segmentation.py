@@ -15,13 +15,15 @@ from torch import Tensor
 
 from tests.data.segmented import label_file, pairs, photo
 from vitral.checkpoints.load import load_model
+from vitral.checkpoints.save import save_model
 from vitral.data.loader import Order
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.segments import read_segments
 from vitral.data.synthetic import SegmentedScenes, SyntheticScenes
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE, create_model
-from vitral.recipes.segmentation import ade20k_segformer, camvid, synthetic_panoptic
+from vitral.models.network import backbone_of
+from vitral.recipes.segmentation import ade20k_segformer, camvid, finetune_segmenter, synthetic_panoptic
 from vitral.tasks.detection.loss import SetLoss
 from vitral.tasks.detection.matching import Costs
 from vitral.tasks.segmentation.loss import DETR_MASK_LOSS, MASK2FORMER_LOSS, MASKFORMER_LOSS, MapLoss, MaskLoss
@@ -30,6 +32,7 @@ from vitral.training.detection import Detection
 from vitral.training.evaluate_objects import check_fits_objects
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained, fit
+from vitral.training.optim import parameter_groups
 from vitral.training.recipe import Recipe
 from vitral.training.segmentation import (
     KnownSegments,
@@ -427,3 +430,26 @@ def test_a_set_is_known_again(folder: Path) -> None:
     prints = {known.fingerprint, KnownSegments(train.subset(range(4))).fingerprint}
     prints |= {KnownSegments(one).fingerprint for one in (SCENES, OTHERS, THINGS, replace(THINGS, seed=5))}
     assert len(prints) == 6
+
+
+@pytest.mark.parametrize("name", ["maskformer_r50", "semantic_fpn_r50", "detr_r50_panoptic"])
+def test_a_backbone_within_a_trunk_begins_with_what_it_learned_and_moves_by_its_own_rate(name: str, tmp_path: Path) -> None:
+    narrow = {"block": "basic", "stem_width": 8, "stage_channels": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
+    learned = create_model("resnet18", num_classes=5, image_size=(64, 64), **narrow, norm="frozen")
+    save_model(learned, tmp_path / "resnet")
+    backbone = {f"backbone.{field}": value for field, value in {**narrow, "norm": "frozen"}.items()}
+    small = {"width": 16} if name.startswith("detr") else {}
+    recipe = replace(
+        finetune_segmenter(), model=name, network=backbone | small, backbone=str(tmp_path / "resnet"), backbone_rate=0.1,
+        objective=usual_segment_loss(CATALOGUE[name].build),
+    )  # fmt: skip
+    model = model_for(recipe, SCENES.classes)
+    found = backbone_of(model)
+    assert found is not None
+    own, came = found[1].state_dict(), learned.state_dict()
+    assert len(own) > 10
+    assert all(torch.equal(tensor, came[key]) for key, tensor in own.items())
+    scales = {id(p): group["lr_scale"] for group in parameter_groups(model, 0.1, backbone_rate=0.1) for p in group["params"]}
+    assert {scales[id(p)] for p in found[1].parameters()} == {0.1}
+    inside = {id(p) for p in found[1].parameters()}
+    assert {scale for key, scale in scales.items() if key not in inside} == {1.0}

@@ -73,7 +73,9 @@ def read_voc(source: Source, classes: Sequence[str] | None = None) -> list[Draft
         if name.lower().endswith(".xml"):
             stem = posixpath.splitext(posixpath.basename(name))[0]
             if stem in notes:
-                raise UsageError(f"{source.where(notes[stem])} and {source.where(name)} are of one name. Rename one of them.")
+                raise UsageError(
+                    f"{source.where(notes[stem])} and {source.where(name)} are of one name. Rename one of them."
+                )
             notes[stem] = name
     pictures: dict[str, str] = {}
     folder = posixpath.join(top, "JPEGImages")
@@ -160,7 +162,9 @@ def _entry(
             problems.append(Problem(kind="malformed", file=shown, annotation=f"object {count}", picture=path, reason=reason))
             continue
         x0, y0, x1, y1 = (side or 0.0 for side in box)
-        rows.append(Row((x0 - 1, y0 - 1, x1, y1), len(names), count, (one.findtext("difficult") or "").strip().lower() in _YES))
+        rows.append(
+            Row((x0 - 1, y0 - 1, x1, y1), len(names), count, (one.findtext("difficult") or "").strip().lower() in _YES)
+        )
         names.append(label)
     return Entry(path[len(folder) + 1 :], path, size, number, rows, shown), names, problems
 

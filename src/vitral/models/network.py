@@ -16,7 +16,17 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import EncoderOutput, Level, Pyramid
 from vitral.models.record import Record
 
-__all__ = ["Blocks", "MapConfig", "Network", "NetworkConfig", "PlainConfig", "check_ranges", "chosen_levels", "quarters"]
+__all__ = [
+    "Blocks",
+    "MapConfig",
+    "Network",
+    "NetworkConfig",
+    "PlainConfig",
+    "backbone_of",
+    "check_ranges",
+    "chosen_levels",
+    "quarters",
+]
 
 _N = TypeVar("_N", bound="Network")
 
@@ -150,6 +160,7 @@ class Network(nn.Module, ABC):
         record: how pictures are prepared for it, what its classes are called, whence it came.
         blocks: what it repeats, the first one first: transformer blocks, residual blocks, or its layers where it has none.
         beside_blocks: names of lists of parts, kept apart from the blocks, of which the i-th belongs to block i.
+        backbone_name: where the network lies within it that may have learned pictures before, for those that have one.
         tasks: what it can do, by the names of `tasks.catalogue.TASKS`, the first one unless told otherwise.
 
     Args:
@@ -160,6 +171,7 @@ class Network(nn.Module, ABC):
     record: Record
     blocks: Blocks
     beside_blocks: ClassVar[tuple[str, ...]] = ()
+    backbone_name: ClassVar[str] = "backbone"
     tasks: ClassVar[tuple[str, ...]] = ("image-classification", "image-feature-extraction")
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -306,6 +318,15 @@ def _for_size(preprocessing: Preprocessing, old: tuple[int, int], new: tuple[int
     before = preprocessing.input_size or old
     height, width = (max(1, round(side * to / of)) for side, of, to in zip(preprocessing.size, before, new, strict=True))
     return replace(preprocessing, size=(height, width), crop=None if preprocessing.crop is None else new)
+
+
+def backbone_of(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """The network within a model that may have learned pictures before, and where it lies; None where there is none."""
+    name = getattr(model, "backbone_name", "backbone")
+    found: Any = model
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return (name, found) if isinstance(found, nn.Module) else None
 
 
 def quarters(depth: int) -> tuple[int, ...]:

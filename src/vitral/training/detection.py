@@ -219,7 +219,7 @@ class Detection:
         return cast(SetLoss, self.recipe.objective)  # the recipe has seen to it
 
     def check(self, model: Network) -> None:
-        """Refuse a model that finds no objects, or not those of the pictures.
+        """Refuse a model that finds no objects, or not those of the pictures; and pictures that show none.
 
         Raises:
             UsageError: the sentence says what does not fit.
@@ -235,6 +235,8 @@ class Detection:
                 f"The model has {model.config.num_classes} classes, {self.objects.name} has {len(self.objects.classes)}. "
                 "Give it a head for them: model.reset_head(…)."
             )
+        if not any((~self.objects.annotations(place).crowd).any() for place in range(len(self.objects))):
+            raise UsageError(f"{self.objects.name} holds no objects to learn from, in {len(self.objects)} pictures.")
         self._input_of(model)
         if self.judging is not None:
             check_fits_objects(model, self.judging)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from vitral.base.numbers import real_number, whole_number
 from vitral.errors import UnknownNameError, UsageError
-from vitral.models.network import Network
+from vitral.models.network import Network, backbone_of
 
 __all__ = ["Lamb", "OptimizerName", "build_optimizer", "freeze", "parameter_groups", "training_mode"]
 
@@ -37,7 +37,7 @@ def parameter_groups(
     for pictures BEiT, Bao et al. 2022.) Each group carries its factor as "lr_scale"; whoever sets learning rates
     sets `group["lr"] = rate * group["lr_scale"]`.
 
-    With a `backbone_rate`, what lies in the model's part "backbone" moves by another rate than the rest: a network that has
+    With a `backbone_rate`, what lies in the model's backbone moves by another rate than the rest: a network that has
     learned from pictures already needs smaller steps than what is new behind it (Carion et al. 2020, DETR, appendix A.4).
 
     Args:
@@ -45,7 +45,7 @@ def parameter_groups(
             `Network`, whose `depths` of parameters are 0 before the blocks, i + 1 in block i and D + 1 behind them.
         weight_decay: the decay of the matrices.
         layer_decay: the factor per layer, in (0, 1].
-        backbone_rate: the factor on the learning rate of the part "backbone".
+        backbone_rate: the factor on the learning rate of the backbone.
 
     Returns:
         The groups in the form of `torch.optim`, the decaying ones first, each kind from the input to the head; together
@@ -60,7 +60,7 @@ def parameter_groups(
         raise UsageError(f"layer_decay must be in (0, 1]; {layer_decay!r} came.")
     if real_number("backbone_rate", backbone_rate) < 0:
         raise UsageError(f"backbone_rate must be 0 or more; {backbone_rate!r} came.")
-    if backbone_rate != 1 and not hasattr(model, "backbone"):
+    if backbone_rate != 1 and backbone_of(model) is None:
         raise UsageError(f"A {type(model).__name__} has no backbone to learn at another rate; leave backbone_rate at 1.")
     scale_of = _scales(model, layer_decay, backbone_rate)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
@@ -93,8 +93,11 @@ def _roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
 def _scales(model: nn.Module, layer_decay: float, backbone_rate: float) -> Callable[[str], float]:
     """From a parameter's name to the factor on its learning rate."""
 
+    found = backbone_of(model)
+    begin = "" if found is None else f"{found[0]}."
+
     def of_part(name: str) -> float:
-        return backbone_rate if name.startswith("backbone.") else 1.0
+        return backbone_rate if begin and name.startswith(begin) else 1.0
 
     if layer_decay == 1:
         return of_part

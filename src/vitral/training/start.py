@@ -17,7 +17,7 @@ from vitral.data.segment_augment import SegmentAugmentation
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE, configured, create_model, enough_memory
-from vitral.models.network import Network
+from vitral.models.network import Network, backbone_of
 from vitral.training.recipe import Recipe
 
 __all__ = ["Teacher", "model_for", "teacher_for"]
@@ -60,13 +60,15 @@ def _begin_with(model: Any, source: str) -> None:
     Raises:
         UsageError: the network has no backbone, or one of another shape.
     """
-    if not isinstance(getattr(model, "backbone", None), nn.Module):
+    found = backbone_of(model)
+    if found is None:
         raise UsageError(f"{type(model).__name__} has no backbone that could begin with the weights of {source}.")
+    backbone: Any = found[1]
     learned: Any = load_model(source)
-    size = model.backbone.config.image_size
+    size = backbone.config.image_size
     if learned.config.image_size != size and learned.tables_at(learned.config.grid_of(size)):
         learned = learned.resized(size)  # positions are carried over to the other grid
-    own, came = model.backbone.state_dict(), learned.state_dict()
+    own, came = backbone.state_dict(), learned.state_dict()
     wrong = [name for name, tensor in own.items() if name not in came or came[name].shape != tensor.shape]
     wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
     if wrong:
@@ -74,7 +76,7 @@ def _begin_with(model: Any, source: str) -> None:
             f"The weights of {source} do not fit the backbone: {len(wrong)} of its {len(own)} tensors are missing or of "
             f"another shape, the first {wrong[0]}. Take a checkpoint of the same network, of the same size."
         )
-    model.backbone.load_state_dict({name: came.get(name, tensor) for name, tensor in own.items()})
+    backbone.load_state_dict({name: came.get(name, tensor) for name, tensor in own.items()})
 
 
 def _paths(recipe: Recipe) -> dict[str, float]:

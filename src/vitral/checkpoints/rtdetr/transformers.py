@@ -104,6 +104,11 @@ def _plan(files: Files, named: RTDETRConfig | None) -> Plan:
             f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
             "published with into the same folder."
         )
+    if "model_type" not in files.config:
+        raise CheckpointError(
+            f"The config.json of {files.source} does not say its model_type: {' or '.join(_TYPES)}. The tensors of both have "
+            "the same names; write the right one into it."
+        )
     tensors = _spelt(files.tensors)
     head = tensors.get("model.enc_score_head.weight")
     if head is None:

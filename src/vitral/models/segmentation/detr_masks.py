@@ -81,6 +81,7 @@ class MaskedDETR(MaskNetwork):
     """
 
     config: MaskedDETRConfig
+    backbone_name: ClassVar[str] = "detr.backbone"
     tasks: ClassVar[tuple[str, ...]] = ("image-segmentation", "object-detection")
 
     def __init__(self, config: MaskedDETRConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class QueryNetwork(MaskNetwork):
     """
 
     config: TrunkConfig
+    backbone_name: ClassVar[str] = "trunk.network"
     decoder: nn.ModuleList
     head: Linear
 

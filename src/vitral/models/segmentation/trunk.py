@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -147,6 +147,7 @@ class TrunkNetwork(MapNetwork):
     """
 
     config: TrunkConfig
+    backbone_name: ClassVar[str] = "trunk.network"
 
     def __init__(self, config: TrunkConfig, levels: Sequence[int] | None = None) -> None:
         super().__init__(config)
