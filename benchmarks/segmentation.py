@@ -35,7 +35,7 @@ _CASES: dict[str, tuple[str, Callable[[], Any], int, int, tuple[str, ...]]] = {
         ("logits",),
     ),
     "Mask2Former-Swin-T": (
-        "mask2former_swin_t",
+        "mask2former_swin_ti",
         lambda: transformers.Mask2FormerForUniversalSegmentation(
             transformers.Mask2FormerConfig(
                 backbone_config=transformers.SwinConfig(
