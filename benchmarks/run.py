@@ -21,6 +21,7 @@ import peers
 from backbones import backbones
 from detection import detection
 from look import look
+from segmentation import segmentation
 from timing import interleaved, machine, whole_process
 from train import train
 
@@ -147,6 +148,7 @@ BENCHMARKS = {
     "model": model,
     "backbones": backbones,
     "detection": detection,
+    "segmentation": segmentation,
     "folder": folder,
     "memory": memory,
     "look": look,

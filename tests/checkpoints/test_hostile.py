@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.checkpoints.folders import change, json_of, refusal, state_of, vit_folder, write_state
 from vitral.checkpoints.load import LAYOUTS, load_model
@@ -205,6 +205,26 @@ def test_an_npz_with_a_pickle_inside_is_refused_and_does_not_run(tmp_path: Path)
 def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pth")
     assert "weights.pth" in refusal(tmp_path / "weights.pth", CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {"model": state, "best": torch.tensor(0.5)},
+        lambda state: {"ema": {"module": state, "updates": torch.tensor(7)}},
+        lambda state: {"model_state_dict": state, "epoch": 3},
+        lambda state: {"ema": {}, "state_dict": state},
+        lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
+        lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+    ],
+)
+def test_what_training_scripts_wrap_weights_in(wrapped: Any, tmp_path: Path) -> None:
+    model = create_model("vit_ti16", image_size=(32, 32), width=64, depth=1, heads=1, mlp_width=64, num_classes=3)
+    save_model(model, tmp_path / "plain", layout="timm")
+    state = load_file(tmp_path / "plain/model.safetensors")
+    torch.save(wrapped(state), tmp_path / "vit.pth")
+    read: Any = load_model(tmp_path / "vit.pth")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read.state_dict().items())
 
 
 def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:

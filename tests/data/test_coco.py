@@ -41,8 +41,12 @@ def test_numbers_mean_what_the_page_says(tmp_path: Path) -> None:
         ({"bbox": None}, "malformed", "four numbers"),
         ({"area": float("inf")}, "malformed", "no area"),
         ({"segmentation": [[float("nan")]]}, "malformed", "NaN"),
+        ({"iscrowd": "0"}, "malformed", "iscrowd should be 0 or 1, but is '0'"),
+        ({"iscrowd": float("nan")}, "malformed", "iscrowd should be 0 or 1, but is nan"),
+        ({"iscrowd": 2}, "malformed", "iscrowd should be 0 or 1, but is 2"),
         ({"category_id": 6}, "unknown class", "category_id is 6"),
-        ({"category_id": "5"}, "unknown class", "which no category has"),
+        ({"category_id": "5"}, "unknown class", "category_id is '5', which no category has"),
+        ({"image_id": "4"}, "missing", "image '4', which is not listed"),
         ({"image_id": 77}, "missing", "image 77, which is not listed"),
     ],
 )

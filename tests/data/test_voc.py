@@ -41,6 +41,28 @@ def test_lists_say_which_split(tmp_path: Path) -> None:
     assert read_objects(root, bad="skip").sets["train"].names == ("p.jpg",)
 
 
+def test_names_with_spaces_stand_whole_in_a_list(tmp_path: Path) -> None:
+    root = voc(
+        tmp_path, dict.fromkeys(("my photo 1", "q"), voc_file(voc_object("dog", 1, 1, 4, 5))), {"train": "my photo 1\nq 1\n"}
+    )
+    assert read_objects(root).sets["train"].names == ("my photo 1.jpg", "q.jpg")
+
+
+def test_files_of_one_name_in_two_folders_are_refused(tmp_path: Path) -> None:
+    root = voc(tmp_path, {"x": voc_file(voc_object("dog", 1, 1, 4, 5))})
+    (root / "Annotations" / "more").mkdir()
+    (root / "Annotations" / "more" / "x.xml").write_text(voc_file(voc_object("cat", 1, 1, 4, 5)))
+    with pytest.raises(UsageError, match=r"more/x\.xml and .*Annotations/x\.xml are of one name"):
+        read_objects(root)
+
+
+@pytest.mark.parametrize(("said", "crowd"), [("1", True), ("true", True), (" True ", True), ("0", False), ("false", False)])
+def test_difficult_is_said_in_numbers_and_words(tmp_path: Path, said: str, crowd: bool) -> None:
+    one = voc_object("dog", 1, 1, 4, 5, difficult=7).replace(">7<", f">{said}<")
+    found = read_objects(voc(tmp_path, {"x": voc_file(one)})).sets["train"]
+    assert found.annotations(0).crowd.tolist() == [crowd]
+
+
 def test_classes_may_be_named(tmp_path: Path) -> None:
     root = voc(tmp_path, {"x": voc_file(voc_object("dog", 1, 1, 4, 5) + voc_object("cat", 1, 1, 4, 5))})
     assert read_objects(root, classes=("dog", "cat", "emu")).sets["train"].annotations(0).labels.tolist() == [0, 1]

@@ -103,6 +103,35 @@ def test_pictures_without_a_size_and_lines_without_a_picture(tmp_path: Path) -> 
         read_objects(root)
 
 
+def test_splits_may_be_lists_of_one_folder(tmp_path: Path) -> None:
+    page = "names: [cat]\ntrain: train.txt\nval: val.txt\n"
+    root = yolo(tmp_path, {"a.jpg": "0 0.5 0.5 0.2 0.2\n", "b.jpg": "0 0.5 0.5 0.4 0.4\n", "c.jpg": "0 0.5 0.5 1 1\n"}, page)
+    (root / "train.txt").write_text("images/a.jpg\n")
+    (root / "val.txt").write_text("images\\b.jpg\r\n")
+    found = read_objects(root)
+    assert {name: one.names for name, one in found.sets.items()} == {"train": ("a.jpg",), "val": ("b.jpg",)}
+    assert [one.annotations(0).boxes.tolist() for one in found.sets.values()] == [[[16, 12, 24, 18]], [[12, 9, 28, 21]]]
+
+
+@pytest.mark.parametrize("misplaced", ["images/train/a.txt", "labels/a.txt", "labels/train/a.TXT", "train/labels/a.txt"])
+def test_lines_in_the_wrong_place_are_no_empty_picture(tmp_path: Path, misplaced: str) -> None:
+    root = yolo(tmp_path, {"train/a.jpg": None, "train/b.jpg": "0 0.5 0.5 0.2 0.2\n"})
+    (root / misplaced).parent.mkdir(parents=True, exist_ok=True)
+    (root / misplaced).write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(UsageError, match=r"a\.(txt|TXT) .*Its picture's lines are looked for in labels/train/a\.txt"):
+        read_objects(root)
+    (root / misplaced).rename(root / "labels" / "train" / "a.txt")
+    assert len(read_objects(root).sets["train"].annotations(0)) == 1
+
+
+def test_texts_that_are_no_lines_of_these_pictures_are_let_be(tmp_path: Path) -> None:
+    root = yolo(tmp_path, {"train/a.jpg": "0 0.5 0.5 0.2 0.2\n"})
+    (root / "labels" / "val").mkdir()
+    for name in ("labels/val/elsewhere.txt", "labels/train/classes.txt", "images/train/a.txt", "README.txt"):
+        (root / name).write_text("a caption\n")
+    assert len(read_objects(root).sets["train"].annotations(0)) == 1
+
+
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
@@ -122,6 +151,7 @@ def test_pictures_without_a_size_and_lines_without_a_picture(tmp_path: Path) -> 
             b"names: !!python/object/apply:os.system ['true']\n",
             "but there are 1",
         ),
+        (b"names: [a, b]\ntrain: images/train\nkpt_shape: [4, 2]\n", "key points"),
     ],
 )
 def test_a_hostile_page_ends_in_a_sentence(tmp_path: Path, page: bytes, sentence: str) -> None:

@@ -352,6 +352,14 @@ def test_networks_that_are_none_of_ours_are_refused(told: dict[str, Any], messag
         load_model(folder)
 
 
+def test_a_configuration_must_say_which_of_both_it_is(tmp_path: Path) -> None:
+    folder = publish(peer("v2"), tmp_path / "theirs")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "model_type"}))
+    with pytest.raises(CheckpointError, match="does not say its model_type: rt_detr or rt_detr_v2"):
+        load_model(folder)
+
+
 def test_what_transformers_cannot_state_is_not_written(tmp_path: Path) -> None:
     ours = load_model(publish(peer("basic, half as wide inside"), tmp_path / "theirs"))
     uneven = RTDETR(replace(ours.config, points=(1, 2, 3)))

@@ -19,6 +19,7 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE, create_model
 from vitral.recipes.catalogue import RECIPES, opened, recipe_for, task_of, train
 from vitral.tasks.detection.loss import DEFORMABLE_LOSS, DETR_LOSS, RTDETR_LOSS
+from vitral.tasks.segmentation.loss import MASKFORMER_LOSS
 from vitral.training.optim import freeze
 from vitral.training.recipe import Recipe
 from vitral.training.start import model_for
@@ -167,6 +168,16 @@ def test_a_network_is_taught_by_its_papers_loss(detector: str) -> None:
         "rtdetrv2_r18": RTDETR_LOSS, "detr_r50": DETR_LOSS, "yolos_ti": DETR_LOSS, "deformable_detr_r50": DEFORMABLE_LOSS,
     }  # fmt: skip
     assert recipe_for("finetune_detector", model=detector).objective == RTDETR_LOSS
+
+
+def test_a_checkpoint_is_fine_tuned_by_its_papers_loss(tmp_path: Path) -> None:
+    narrow = {"block": "basic", "stem_width": 8, "stage_channels": (8, 8, 16, 16), "depths": (1, 1, 1, 1)}
+    backbone = {f"backbone.{name}": value for name, value in narrow.items()}
+    detr = {"width": 16, "heads": 2, "mlp_width": 16, "encoder_depth": 1, "decoder_depth": 2, "queries": 5}
+    save_model(create_model("detr_r50", num_classes=2, image_size=(64, 64), **backbone, **detr), tmp_path / "detr")
+    assert recipe_for(None, model=str(tmp_path / "detr"), task="detection").objective == DETR_LOSS
+    save_model(create_model("maskformer_r50", num_classes=2, width=16, mask_width=16, **backbone), tmp_path / "masks")
+    assert recipe_for(None, model=str(tmp_path / "masks"), task="segmentation").objective == MASKFORMER_LOSS
 
 
 def test_without_a_recipe_the_model_decides(checkpoint: str) -> None:

@@ -37,7 +37,10 @@ _WEIGHTS = (
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".tar")
 _TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states")
-_WRAPPERS = ("ema", "model", "state_dict", "teacher", "model_ema", "model_state", "student", "net", "module")
+_WRAPPERS = (
+    *("ema", "model", "state_dict", "teacher", "model_ema", "model_state", "student", "net", "module"),
+    *("model_state_dict", "weights", "params"),
+)
 _WRAPPED = ("module.", "_orig_mod.")  # by whoever runs a network in several processes, or compiles it
 _PART = ("backbone.", "model.", "encoder.module.")  # of what was trained: names of some layouts begin so, too
 
@@ -214,9 +217,10 @@ def _open_pickle(path: Path) -> Tensors:
 def _unwrapped(content: Any, name: str) -> Tensors:
     """The state dictionary inside what a training script saved, without the prefixes of wrappers."""
     for _ in range(8):  # wrappers within wrappers; more would be a dictionary that holds itself
-        if not isinstance(content, dict) or any(isinstance(value, Tensor) for value in content.values()):
+        if not isinstance(content, dict):
             break
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
+        # A tensor may lie beside what is wrapped, such as the number of updates.
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict) and content[key]), None)
         if inner is None:
             break
         content = inner
@@ -226,9 +230,12 @@ def _unwrapped(content: Any, name: str) -> Tensors:
 
 
 def _without(prefixes: Sequence[str], tensors: Tensors) -> Tensors:
-    """The tensors by names without these prefixes, where they have them."""
-    for prefix in prefixes:
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    """The tensors by names without these prefixes, where they have them, in whatever order they stand."""
+    before: Tensors = {}
+    while before.keys() != tensors.keys():
+        before = tensors
+        for prefix in prefixes:
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 

@@ -67,8 +67,8 @@ def read_yolo(source: Source) -> list[Draft]:
     told = {} if page is None else _told(source, page)
     if told.get("kpt_shape"):  # whose lines could not be told from outlines
         raise UsageError(
-            f"{source.where(page or '')} says that its lines hold key points (kpt_shape), which are not read here. Leave the "
-            "class and the four numbers of the box in every line, and kpt_shape out."
+            f"{source.where(page or '')} says that its lines hold key points (kpt_shape), which are not read here. Leave "
+            "the class and the four numbers of the box in every line, and kpt_shape out."
         )
     splits = _named(source, page, told) if any(told.get(split) for split in SPLITS) else _found(source)
     if not any(splits.values()):

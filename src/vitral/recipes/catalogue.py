@@ -160,7 +160,7 @@ def _adapted(recipe: Recipe, model: str | None, options: Mapping[str, Any]) -> R
                 )
     if model is not None and recipe.task != "classification":
         kind = CATALOGUE[model].build if model in CATALOGUE else _kind_of(model)
-        if kind is not None and recipe.model in CATALOGUE and kind is not CATALOGUE[recipe.model].build:
+        if kind is not None and (recipe.model not in CATALOGUE or kind is not CATALOGUE[recipe.model].build):
             usual = usual_loss if recipe.task == "detection" else usual_segment_loss
             recipe = replace(recipe, objective=usual(kind))
     return changed(recipe, options if model is None else {"model": model, **options})

@@ -83,10 +83,10 @@ def read_segmented(
     found = read_segments(path, kind, held_out=share, bad=bad_pictures)
     if found.train is None:
         raise UsageError(f"{path} has no split train, only {', '.join(found.sets)}. Nothing is there to learn from.")
-    judge = found.val or found.test
+    judge = found.test if found.val is None else found.val
     if isinstance(held_out, str | os.PathLike):
         other = read_segments(held_out, found.kind, bad=bad_pictures)
-        judge = other.val or other.test or other.train
+        judge = next((one for one in (other.val, other.test) if one is not None), other.train)
         SegmentSplits(kind=found.kind, assumes="", train=found.train, val=judge)  # refuses other classes
     return Segmented(kind=found.kind, train=found.train, held_out=judge, assumes=found.assumes)
 
@@ -245,6 +245,9 @@ class Segmentation:
                 "Give it a head for them: model.reset_head(…)."
             )
         self._check_objective(model)
+        for pictures, what in ((self.segments, "learn from"), (self.judging, "judge by")):
+            if pictures is not None and not len(pictures):
+                raise UsageError(f"{pictures.name} holds no pictures to {what}.")
         self._input_of(model).check(self.segments)
         if self.judging is not None:
             check_fits_segments(model, self.judging, self.taught)

@@ -79,6 +79,19 @@ def test_options_that_make_no_sense_are_refused(field: str, value: float) -> Non
         DenseOptions(**{field: value})
 
 
+def test_a_first_look_without_numbers_is_not_taken_for_an_empty_picture() -> None:
+    """Proposals whose scores are none are never looked at again, so that nothing of the second look tells of it."""
+    none = torch.zeros(1, 0, 3), torch.zeros(1, 0, 3, 4), torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.bool)
+    sizes = torch.tensor([[16.0, 32.0]])
+    assert len(read_dense(RegionOutput(*none, sizes, (10.0, 5.0), dense()))[0].labels) == 0
+    for field, shape in (("logits", (1, 5, 2)), ("offsets", (1, 5, 4))):
+        proposing = dense(**{field: torch.full(shape, torch.nan)})
+        with pytest.raises(UsageError, match="not finite"):
+            read_dense(RegionOutput(*none, sizes, (10.0, 5.0), proposing))
+
+
 def test_numbers_that_are_none_are_refused() -> None:
     with pytest.raises(UsageError, match="not finite"):
         read_dense(dense(offsets=torch.full((1, 5, 4), torch.nan)))
+    with pytest.raises(UsageError, match="not finite"):
+        read_dense(dense(centerness=torch.full((1, 5), torch.nan)))

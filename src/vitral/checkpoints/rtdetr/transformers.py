@@ -106,8 +106,8 @@ def _plan(files: Files, named: RTDETRConfig | None) -> Plan:
         )
     if "model_type" not in files.config:
         raise CheckpointError(
-            f"The config.json of {files.source} does not say its model_type: {' or '.join(_TYPES)}. The tensors of both have "
-            "the same names; write the right one into it."
+            f"The config.json of {files.source} does not say its model_type: {' or '.join(_TYPES)}. The tensors of both "
+            "have the same names; write the right one into it."
         )
     tensors = _spelt(files.tensors)
     head = tensors.get("model.enc_score_head.weight")
