@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.table import Row, Tensors
 from vitral.models.record import Record
 
-__all__ = ["Layout", "Plan", "Written", "usual_labels"]
+__all__ = ["Layout", "Plan", "Written", "usual_labels", "variant_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,26 @@ def usual_labels(record: Record, num_classes: int) -> Record:
         return record
     note = "The file names no classes; as there are 1000, ImageNet-1k's names are given."
     return replace(record, labels=imagenet1k_labels(), notes=(*record.notes, note))
+
+
+def variant_name(config: Any, variants: Mapping[str, Any], free: Sequence[str], inside: Sequence[str] = ()) -> str | None:
+    """The catalogue's name for a network, whatever some of its numbers are; None where it has none.
+
+    Args:
+        config: of the network.
+        variants: the configurations of its family, by name.
+        free: fields that may differ.
+        inside: fields of its backbone that may differ; looked at where the variant's backbone is of the same class.
+    """
+    told = {field: getattr(config, field) for field in free}
+    for name, variant in variants.items():
+        known = replace(variant, **told)
+        if inside and type(known.backbone) is type(config.backbone):
+            own = {field: getattr(config.backbone, field) for field in inside if hasattr(known.backbone, field)}
+            known = replace(known, backbone=replace(known.backbone, **own))
+        if known == config:
+            return name
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from vitral.models.record import Record
 __all__ = [
     "activation_of",
     "add_timm_record",
+    "check_described",
     "hidden_act_of",
     "timm_labels",
     "transformers_documents",
@@ -34,6 +35,19 @@ _PROBLEMS: dict[str, Literal["single_label", "multi_label", "regression"]] = {
     "multi_label_classification": "multi_label",
     "regression": "regression",
 }
+
+
+def check_described(files: Files) -> None:
+    """Refuse tensors of transformers that come without the description of their network.
+
+    Raises:
+        CheckpointError: there is no config.json, or an empty one.
+    """
+    if not files.config:
+        raise CheckpointError(
+            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
+            "published with into the same folder."
+        )
 
 
 def activation_of(hidden_act: Any) -> Activation:

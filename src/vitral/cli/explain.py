@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from vitral.explanation.segmentation import SEGMENT_METHODS, explain_segments
 from vitral.models.detection.detector import Detector
 from vitral.models.segmentation.kinds import MapNetwork, MaskNetwork
 from vitral.pipelines.predictor import Predictor, load
-from vitral.tasks.detection.result import check_threshold
+from vitral.tasks.ranked import check_threshold
 
 __all__ = ["explain"]
 
@@ -102,8 +103,10 @@ _Written = tuple[str, Path, bytes]
 def _work_of(predictor: Predictor) -> Callable[..., list[_Written]]:
     """What makes the files, by what the model says of a picture."""
     if isinstance(predictor.model, Detector):
-        return _of_objects
-    return _of_segments if isinstance(predictor.model, MapNetwork | MaskNetwork) else _of_classes
+        return partial(_of_found, (_number, explain_objects, object_page))
+    if isinstance(predictor.model, MapNetwork | MaskNetwork):
+        return partial(_of_found, (_segment, explain_segments, segment_page))
+    return _of_classes
 
 
 def _of_classes(
@@ -163,53 +166,26 @@ def _check_of_classes(method: str, target: str | None, threshold: float | None, 
         raise UsageError("--threshold is for detectors and segmenters, and this model finds no objects; leave it out.")
 
 
-def _of_objects(
-    predictor: Predictor,
-    picture: str,
-    out: Path | None,
-    png: Path | None,
-    method: str | None,
-    target: str | None,
-    top_k: int,
-    threshold: float | None,
-    options: dict[str, Any],
-    step: Callable[[str], None],
-) -> list[_Written]:
-    """The files about the objects that a detector found."""
-    chosen = None if target is None else target if target in predictor.record.labels else _number(target)
-    asked: dict[str, Any] = {"method": method, "target": chosen, "threshold": threshold, "top_k": top_k, **options}
-    return _of_found(predictor, picture, out, png, asked, explain_objects, object_page, step)
-
-
-def _of_segments(
-    predictor: Predictor,
-    picture: str,
-    out: Path | None,
-    png: Path | None,
-    method: str | None,
-    target: str | None,
-    top_k: int,
-    threshold: float | None,
-    options: dict[str, Any],
-    step: Callable[[str], None],
-) -> list[_Written]:
-    """The files about the segments of a picture, or about one of its pixels."""
-    chosen = None if target is None else target if target in predictor.record.labels else _segment(target)
-    asked: dict[str, Any] = {"method": method, "target": chosen, "threshold": threshold, "top_k": top_k, **options}
-    return _of_found(predictor, picture, out, png, asked, explain_segments, segment_page, step)
-
-
 def _of_found(
+    kind: tuple[Callable[[str], Any], Callable[..., Sequence[Explanation]], Callable[..., str]],
     predictor: Predictor,
     picture: str,
     out: Path | None,
     png: Path | None,
-    asked: dict[str, Any],
-    explain_each: Callable[..., Sequence[Explanation]],
-    page: Callable[..., str],
+    method: str | None,
+    target: str | None,
+    top_k: int,
+    threshold: float | None,
+    options: dict[str, Any],
     step: Callable[[str], None],
 ) -> list[_Written]:
-    """The files about what was found in a picture."""
+    """The files about the objects, or the segments, that were found in a picture.
+
+    `kind` is how a target is read that is no label, what explains each of them, and what makes the page.
+    """
+    meant, explain_each, page = kind
+    chosen = None if target is None else target if target in predictor.record.labels else meant(target)
+    asked: dict[str, Any] = {"method": method, "target": chosen, "threshold": threshold, "top_k": top_k, **options}
     written: list[_Written] = []
     source = read_picture(picture) if "://" in picture and png is not None and out is not None else picture
     if png is not None:

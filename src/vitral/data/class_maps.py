@@ -25,18 +25,17 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, Shaped, UInt8
 
 from vitral.base.device import default_workers
-from vitral.base.image import Picture, read_picture
 from vitral.base.numbers import as_integer, whole_number
-from vitral.data.label_files import Pair, Pairs, colour_codes, label_size, label_values
-from vitral.data.object_source import Chosen, Problem, Source, chosen_places
-from vitral.data.pictures import PictureStore
+from vitral.data.label_files import Pair, Pairs, colour_codes, label_values
+from vitral.data.listed import PicturesWithLabels
+from vitral.data.object_source import Source
 from vitral.data.tree import some
 from vitral.errors import PictureError, UsageError
 
@@ -219,26 +218,16 @@ def _numbers(numbers: Sequence[int] | frozenset[int] | Mapping[int, int]) -> str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClassMaps:
+class ClassMaps(PicturesWithLabels):
     """Pictures and the class of every pixel, described by label files; a `vitral.data.segments.ClassMapSet`.
 
     It is small and can be copied into other processes: pictures and labels stay where they are.
 
     Args:
-        name: what messages call the set.
-        names: what each picture is called in its source.
-        pictures: where the pictures lie.
-        labels: where their label files lie, in the same order.
-        labelling: what those mean.
-        problems: what was wrong in the files, and is left out.
+        labelling: what the label files mean.
     """
 
-    name: str
-    names: tuple[str, ...] = field(repr=False)
-    pictures: PictureStore = field(repr=False)
-    labels: PictureStore = field(repr=False)
     labelling: Labelling
-    problems: tuple[Problem, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return f"<ClassMaps {self.name}: {len(self):,} pictures, {len(self.classes):,} classes>"
@@ -252,31 +241,6 @@ class ClassMaps:
     def ignore(self) -> int:
         """What class maps hold where nothing is known."""
         return self.labelling.ignore
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def where(self, index: int) -> str:
-        """What messages call a picture."""
-        return self.pictures.where(self._place(index))
-
-    def size_of(self, index: int) -> tuple[int, int]:
-        """(height, width) of a picture's label file, in pixels, by its header alone.
-
-        Raises:
-            PictureError: it is missing, or no picture.
-        """
-        return label_size(self.labels, self._place(index))
-
-    def read(self, index: int, *, at_least: tuple[int, int] | None = None) -> Picture:
-        """Read one picture; see `vitral.base.image.read_picture`.
-
-        Raises:
-            IndexError: there is no such picture.
-            PictureError: it is missing, damaged or too large.
-        """
-        place = self._place(index)
-        return read_picture(self.pictures.source(place), name=self.pictures.where(place), at_least=at_least)
 
     def look(self, index: int) -> Looked:
         """What the label file of one picture says, be it understood or not.
@@ -306,32 +270,6 @@ class ClassMaps:
             number, count = max(looked.unknown.items(), key=lambda item: item[1])
             raise PictureError(self.labels.where(self._place(index)), self.labelling.complaint(number, count))
         return looked.class_map
-
-    def subset(self, indices: Sequence[int] | np.ndarray, *, name: str | None = None) -> ClassMaps:
-        """Some of the pictures, in the order asked for.
-
-        Args:
-            indices: which, from 0.
-            name: what messages call the new set; by default like this one.
-
-        Raises:
-            UsageError: an index that is no whole number, or for which there is no picture.
-        """
-        chosen = chosen_places(indices, self.name, len(self))
-        return replace(
-            self,
-            name=name or self.name,
-            names=tuple(self.names[place] for place in chosen),
-            pictures=Chosen(self.pictures, chosen),
-            labels=Chosen(self.labels, chosen),
-        )
-
-    def _place(self, index: int) -> int:
-        """An index counted from 0."""
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"{self.name} has {len(self):,} pictures; there is none at {index}.")
-        return place
 
 
 # -- what a source is ---------------------------------------------------------------------------------------------------

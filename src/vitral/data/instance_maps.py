@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
-from vitral.base.image import Picture, read_picture
 from vitral.base.masks import regions_of
-from vitral.data.label_files import Pairs, colour_codes, label_size, label_values
-from vitral.data.object_source import Chosen, Problem, chosen_places
+from vitral.data.label_files import Pairs, colour_codes, label_values
+from vitral.data.listed import PicturesWithLabels
 from vitral.data.objects import Annotations
-from vitral.data.pictures import PictureStore
 
 __all__ = ["InstanceMaps", "holds_instances", "objects_in", "only_class"]
 
@@ -71,63 +68,28 @@ def only_class(pairs: Pairs) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InstanceMaps:
+class InstanceMaps(PicturesWithLabels):
     """An `ObjectSet` of one class that label files describe, a number for each object; its annotations have masks.
 
     Args:
-        name: what messages call the set.
         classes: the name of the only class.
-        names: what each picture is called in its source.
-        pictures: where the pictures lie.
-        labels: where their label files lie, in the same order.
         void: numbers that are no object, beside 0.
-        problems: what was wrong in the files, and is left out.
     """
 
-    name: str
     classes: tuple[str, ...]
-    names: tuple[str, ...] = field(repr=False)
-    pictures: PictureStore = field(repr=False)
-    labels: PictureStore = field(repr=False)
     void: tuple[int, ...] = ()
-    problems: tuple[Problem, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return f"<InstanceMaps {self.name}: {len(self):,} pictures of {self.classes[0]}>"
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     @property
     def categories(self) -> tuple[int, ...]:
         """The number of the only class in COCO's form of results."""
         return (1,)
 
-    def where(self, index: int) -> str:
-        """What messages call a picture."""
-        return self.pictures.where(self._place(index))
-
     def image_id(self, index: int) -> int:
         """The number of a picture, from 1."""
         return self._place(index) + 1
-
-    def size_of(self, index: int) -> tuple[int, int]:
-        """(height, width) of a picture's label file, in pixels, by its header alone.
-
-        Raises:
-            PictureError: it is missing, or no picture.
-        """
-        return label_size(self.labels, self._place(index))
-
-    def read(self, index: int, *, at_least: tuple[int, int] | None = None) -> Picture:
-        """Read one picture; see `vitral.base.image.read_picture`.
-
-        Raises:
-            IndexError: there is no such picture.
-            PictureError: it is missing, damaged or too large.
-        """
-        place = self._place(index)
-        return read_picture(self.pictures.source(place), name=self.pictures.where(place), at_least=at_least)
 
     def numbers(self, index: int) -> Int32[np.ndarray, "y x"]:
         """The number of the object that each pixel shows; 0 on the ground.
@@ -158,29 +120,3 @@ class InstanceMaps:
             np.zeros(len(there), dtype=bool),
             first=1 + _MOST * self._place(index),
         )
-
-    def subset(self, indices: Sequence[int] | np.ndarray, *, name: str | None = None) -> InstanceMaps:
-        """Some of the pictures, in the order asked for.
-
-        Args:
-            indices: which, from 0.
-            name: what messages call the new set; by default like this one.
-
-        Raises:
-            UsageError: an index that is no whole number, or for which there is no picture.
-        """
-        chosen = chosen_places(indices, self.name, len(self))
-        return replace(
-            self,
-            name=name or self.name,
-            names=tuple(self.names[place] for place in chosen),
-            pictures=Chosen(self.pictures, chosen),
-            labels=Chosen(self.labels, chosen),
-        )
-
-    def _place(self, index: int) -> int:
-        """An index counted from 0."""
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"{self.name} has {len(self):,} pictures; there is none at {index}.")
-        return place

@@ -19,7 +19,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -28,24 +28,22 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from vitral.base.disk import whole_folder
-from vitral.base.image import Picture, read_picture
+from vitral.base.image import Picture
 from vitral.base.masks import decode_rle, polygons_to_mask
 from vitral.data.coco import coco_files, coco_json, holds_coco, read_coco
+from vitral.data.listed import NumberedPictures, rows_of
 from vitral.data.object_source import (
-    Chosen,
     Draft,
     Entry,
     Problem,
     Row,
     Source,
-    chosen_places,
     header_size,
     is_picture,
     open_source,
     problems_of,
     safe_name,
 )
-from vitral.data.pictures import PictureStore
 from vitral.data.voc import holds_voc, read_voc, voc_xml
 from vitral.data.yolo import holds_yolo, read_yolo, yolo_lines, yolo_page
 from vitral.errors import PictureError, UnknownNameError, UsageError
@@ -197,32 +195,16 @@ class ObjectTable:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ListedObjects:
-    """An `ObjectSet` that files describe. It is small: the pictures stay where they are.
+class ListedObjects(NumberedPictures):
+    """An `ObjectSet` that files describe; what was wrong in them stays in it where it was read with "keep".
 
     Args:
-        name: what messages call the set.
-        classes: the names of the classes, each once.
-        categories: the number that each class has in its files.
-        names: what each picture is called in its files.
-        store: where the pictures lie, in the same order.
-        sizes: (height, width) of each as its files say it; zeros where they do not.
-        image_ids: the number of each.
         table: the objects.
-        problems: what was wrong in the files, and is left out unless the set was read with "keep".
         things: which classes are things and not stuff, where the files say so.
         with_masks: whether `annotations` come with masks, drawn of the outlines.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    categories: tuple[int, ...]
-    names: tuple[str, ...] = field(repr=False)
-    store: PictureStore = field(repr=False)
-    sizes: Int64[np.ndarray, "n 2"] = field(repr=False)
-    image_ids: Int64[np.ndarray, " n"] = field(repr=False)
     table: ObjectTable = field(repr=False)
-    problems: tuple[Problem, ...] = field(default=(), repr=False)
     things: tuple[bool, ...] = ()
     with_masks: bool = False
 
@@ -230,41 +212,19 @@ class ListedObjects:
         objects = len(self.table.labels)
         return f"<ListedObjects {self.name}: {len(self):,} pictures, {objects:,} objects of {len(self.classes):,} classes>"
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     @cached_property
     def counts(self) -> Int64[np.ndarray, " c"]:
         """How many objects each class has, crowds among them."""
         return np.bincount(self.table.labels, minlength=len(self.classes)).astype(np.int64)
 
-    def where(self, index: int) -> str:
-        """What messages call a picture: its path, or its archive's path and its own in there."""
-        return self.store.where(self._place(index))
-
-    def image_id(self, index: int) -> int:
-        """The number of a picture in its files; counted from 1 where they have none."""
-        return int(self.image_ids[self._place(index)])
-
-    def size_of(self, index: int) -> tuple[int, int] | None:
-        """(height, width) of a picture as its files say it, in pixels; None where they do not."""
-        height, width = self.sizes[self._place(index)].tolist()
-        return (height, width) if height else None
-
     def read(self, index: int, *, at_least: tuple[int, int] | None = None) -> Picture:
-        """Read one picture.
-
-        Args:
-            index: which, from 0; negative from the end.
-            at_least: (height, width) in pixels that are enough; see `vitral.base.image.read_picture`.
+        """Read one picture; see `ListedPictures.read`.
 
         Raises:
             IndexError: there is no such picture.
             PictureError: it is missing, damaged or too large, or of another size than its annotations say.
         """
-        place = self._place(index)
-        picture = read_picture(self.store.source(place), name=self.store.where(place), at_least=at_least)
-        size = self.size_of(place)
+        picture, size = super().read(index, at_least=at_least), self.size_of(index)
         if size is not None and size != picture.size:
             raise PictureError(
                 picture.name,
@@ -308,57 +268,30 @@ class ListedObjects:
                 raise PictureError(self.where(place), f"Annotation {number} has no mask. {error}") from error
         return masks
 
-    def subset(self, indices: Sequence[int] | np.ndarray, *, name: str | None = None) -> ListedObjects:
-        """Some of the pictures with their objects, in the order asked for.
-
-        Args:
-            indices: which, from 0, each at most once.
-            name: what messages call the new set; by default like this one.
-
-        Raises:
-            UsageError: an index that is no whole number, for which there is no picture, or that comes twice.
-        """
-        chosen = chosen_places(indices, self.name, len(self))
-        if len(set(chosen)) < len(chosen):
+    def _of(self, places: tuple[int, ...]) -> dict[str, Any]:
+        if len(set(places)) < len(places):
             raise UsageError(
                 f"A subset of {self.name} cannot hold a picture twice: the ids of its objects would not be theirs."
             )
         table = self.table
-        rows = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.arange(*table.starts[index : index + 2]) for index in chosen)]
-        )
+        rows, starts = rows_of(table.starts, places)
         lengths = np.diff(table.shape_ends, prepend=0)
         ends = np.cumsum(lengths[rows])
         begins = table.shape_ends - lengths
         shapes = (
             b"".join(table.shapes[begins[row] : table.shape_ends[row]] for row in rows.tolist()) if table.shapes else b""
         )
-        counts = [int(table.starts[index + 1] - table.starts[index]) for index in chosen]
-        return replace(
-            self,
-            name=name or self.name,
-            names=tuple(self.names[index] for index in chosen),
-            store=Chosen(self.store, chosen),
-            sizes=self.sizes[list(chosen)],
-            image_ids=self.image_ids[list(chosen)],
-            table=ObjectTable(
-                starts=np.cumsum([0, *counts], dtype=np.int64),
-                boxes=table.boxes[rows],
-                labels=table.labels[rows],
-                crowd=table.crowd[rows],
-                areas=table.areas[rows],
-                ids=table.ids[rows],
-                shapes=shapes,
-                shape_ends=ends.astype(np.int64),
-            ),
+        chosen = ObjectTable(
+            starts=starts,
+            boxes=table.boxes[rows],
+            labels=table.labels[rows],
+            crowd=table.crowd[rows],
+            areas=table.areas[rows],
+            ids=table.ids[rows],
+            shapes=shapes,
+            shape_ends=ends.astype(np.int64),
         )
-
-    def _place(self, index: int) -> int:
-        """An index counted from 0."""
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"{self.name} has {len(self):,} pictures; there is none at {index}.")
-        return place
+        return {**super()._of(places), "table": chosen}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

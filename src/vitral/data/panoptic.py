@@ -15,19 +15,19 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
-from vitral.base.image import Picture, read_picture
 from vitral.base.masks import regions_of
 from vitral.base.numbers import as_integer
 from vitral.data.coco import Categories, Listed, categories_of, files_of_splits, folders_with, images_of, listed, parsed
 from vitral.data.instance_maps import objects_in
 from vitral.data.label_files import colour_codes, label_values
-from vitral.data.object_source import Chosen, Problem, ProblemKind, Source, chosen_places, safe_name, split_of
+from vitral.data.listed import NumberedPictures, rows_of
+from vitral.data.object_source import Chosen, Problem, ProblemKind, Source, safe_name, split_of
 from vitral.data.objects import Annotations
 from vitral.data.pictures import PictureStore
 from vitral.data.tree import some
@@ -67,11 +67,9 @@ class SegmentTable:
 
     def of(self, places: Sequence[int]) -> SegmentTable:
         """The segments of some pictures, in the order asked for."""
-        counts = [int(self.starts[place + 1] - self.starts[place]) for place in places]
-        nothing = np.zeros(0, dtype=np.int64)
-        rows = np.concatenate([nothing, *(np.arange(*self.starts[place : place + 2]) for place in places)])
+        rows, starts = rows_of(self.starts, places)
         return SegmentTable(
-            starts=np.cumsum([0, *counts], dtype=np.int64),
+            starts=starts,
             numbers=self.numbers[rows],
             labels=self.labels[rows],
             crowd=self.crowd[rows],
@@ -101,69 +99,27 @@ _Told = tuple[dict[int, tuple[int, bool]], _Wrong]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PanopticMaps:
+class PanopticMaps(NumberedPictures):
     """Pictures and the segment of every pixel: an `ObjectSet` with masks, and a `ClassMapSet` too.
 
     Args:
-        name: what messages call the set.
-        classes: the names of the classes, in the order of their categories' ids.
-        categories: the number that each class has in its files.
         things: which classes are things; the others are stuff.
-        names: what each picture is called in its files.
-        pictures: where the pictures lie.
-        labels: where their maps lie, in the same order.
-        sizes: (height, width) of each as its file says it; zeros where it does not.
-        image_ids: the number of each.
+        labels: where the maps lie, in the order of the pictures.
         table: the segments that the JSON lists; None where maps have two channels, which say it themselves.
-        problems: what was wrong in the files, and is left out.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    categories: tuple[int, ...]
     things: tuple[bool, ...]
-    names: tuple[str, ...] = field(repr=False)
-    pictures: PictureStore = field(repr=False)
     labels: PictureStore = field(repr=False)
-    sizes: Int64[np.ndarray, "n 2"] = field(repr=False)
-    image_ids: Int64[np.ndarray, " n"] = field(repr=False)
     table: SegmentTable | None = field(default=None, repr=False)
-    problems: tuple[Problem, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         things = sum(self.things)
         return f"<PanopticMaps {self.name}: {len(self):,} pictures, {things} things and {len(self.things) - things} stuff>"
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     @property
     def ignore(self) -> int:
         """What class maps hold where there is no segment."""
         return 255 if len(self.classes) <= 255 else 65535
-
-    def where(self, index: int) -> str:
-        """What messages call a picture."""
-        return self.pictures.where(self._place(index))
-
-    def image_id(self, index: int) -> int:
-        """The number of a picture in its files."""
-        return int(self.image_ids[self._place(index)])
-
-    def size_of(self, index: int) -> tuple[int, int] | None:
-        """(height, width) of a picture as its file says it, in pixels; None where it does not."""
-        height, width = self.sizes[self._place(index)].tolist()
-        return (height, width) if height else None
-
-    def read(self, index: int, *, at_least: tuple[int, int] | None = None) -> Picture:
-        """Read one picture; see `vitral.base.image.read_picture`.
-
-        Raises:
-            IndexError: there is no such picture.
-            PictureError: it is missing, damaged or too large.
-        """
-        place = self._place(index)
-        return read_picture(self.pictures.source(place), name=self.pictures.where(place), at_least=at_least)
 
     def look(self, index: int) -> Segments:
         """What the map of one picture says, be it understood or not.
@@ -255,34 +211,9 @@ class PanopticMaps:
         found = self._segments(index)
         return class_map_of(found.numbers, found.ids, found.labels, self.ignore)
 
-    def subset(self, indices: Sequence[int] | np.ndarray, *, name: str | None = None) -> PanopticMaps:
-        """Some of the pictures, in the order asked for.
-
-        Args:
-            indices: which, from 0.
-            name: what messages call the new set; by default like this one.
-
-        Raises:
-            UsageError: an index that is no whole number, or for which there is no picture.
-        """
-        chosen = chosen_places(indices, self.name, len(self))
-        return replace(
-            self,
-            name=name or self.name,
-            names=tuple(self.names[place] for place in chosen),
-            pictures=Chosen(self.pictures, chosen),
-            labels=Chosen(self.labels, chosen),
-            sizes=self.sizes[list(chosen)],
-            image_ids=self.image_ids[list(chosen)],
-            table=None if self.table is None else self.table.of(chosen),
-        )
-
-    def _place(self, index: int) -> int:
-        """An index counted from 0."""
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"{self.name} has {len(self):,} pictures; there is none at {index}.")
-        return place
+    def _of(self, places: tuple[int, ...]) -> dict[str, Any]:
+        table = None if self.table is None else self.table.of(places)
+        return {**super()._of(places), "labels": Chosen(self.labels, places), "table": table}
 
 
 def class_map_of(

@@ -361,7 +361,7 @@ def _stores(source: Source, pairs: Sequence[Pair]) -> dict[str, Any]:
     """What sets of label files have in common."""
     return {
         "names": tuple(pair.name for pair in pairs),
-        "pictures": source.pictures([pair.name for pair in pairs]),
+        "store": source.pictures([pair.name for pair in pairs]),
         "labels": source.pictures([pair.labels for pair in pairs]),
     }
 
@@ -477,7 +477,7 @@ def _of_panoptic(
             categories=draft.known.numbers,
             things=told,
             names=tuple(one.name for one in draft.images),
-            pictures=source.pictures(draft.pictures),
+            store=source.pictures(draft.pictures),
             labels=source.pictures(draft.maps),
             sizes=np.array([one.size or (0, 0) for one in draft.images], dtype=np.int64).reshape(-1, 2),
             image_ids=np.array([one.id for one in draft.images], dtype=np.int64),

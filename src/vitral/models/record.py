@@ -75,6 +75,16 @@ class Record:
     training: Training | None = None
     notes: tuple[str, ...] = field(default=())
 
+    def preparing(self) -> Preprocessing:
+        """How pictures are prepared.
+
+        Raises:
+            UsageError: nobody said.
+        """
+        if self.preprocessing is None:
+            raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
+        return self.preprocessing
+
     def label(self, index: int) -> str:
         """The name of a class; "LABEL_7" where nobody named it."""
         return self.labels[index] if index < len(self.labels) else f"{_UNNAMED}{index}"

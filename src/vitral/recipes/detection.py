@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitral.data.object_augment import ObjectAugmentation
+from vitral.recipes.miniature import miniature
 from vitral.tasks.detection.loss import DETR_LOSS, RTDETR_LOSS
 from vitral.training.recipe import Recipe
 
@@ -155,7 +156,7 @@ def synthetic_scenes(*, quick: bool = False) -> Recipe:
         evaluate_every=3,
         save_every=3,
     )
-    return _quick(recipe, _TINY_RTDETR) if quick else recipe
+    return miniature(recipe, _TINY_RTDETR) if quick else recipe
 
 
 def bccd(*, quick: bool = False) -> Recipe:
@@ -200,7 +201,7 @@ def bccd(*, quick: bool = False) -> Recipe:
         evaluate_every=3,
         save_every=3,
     )
-    return _quick(recipe, _TINY_RTDETR) if quick else recipe
+    return miniature(recipe, _TINY_RTDETR) if quick else recipe
 
 
 def detr_coco(*, quick: bool = False) -> Recipe:
@@ -239,7 +240,7 @@ def detr_coco(*, quick: bool = False) -> Recipe:
     )
     if not quick:
         return recipe
-    tiny = _quick(recipe, _TINY_DETR)
+    tiny = miniature(recipe, _TINY_DETR)
     sides = replace(ObjectAugmentation(), sides=(48, 64), longest=96, crop_sides=(48,), crop_range=(32, 48))
     return replace(tiny, drop_epochs=(0.8,), augment=sides)
 
@@ -278,24 +279,4 @@ def rtdetr_coco(*, quick: bool = False) -> Recipe:
         augment=_RTDETR_PICTURES,
         precision="bf16",
     )
-    return _quick(recipe, _TINY_RTDETR) if quick else recipe
-
-
-def _quick(recipe: Recipe, network: dict[str, object]) -> Recipe:
-    """The whole way in seconds: a tiny network, which learns from nothing, and pictures of 64 pixels."""
-    return replace(
-        recipe,
-        network=network,
-        backbone=None,
-        backbone_rate=1.0,
-        frozen_depth=0,
-        image_size=(64, 64),
-        epochs=1,
-        batch_size=8,
-        learning_rate=1e-3,
-        warmup_epochs=0.1,
-        precision="fp32",
-        workers=0,
-        evaluate_every=1,
-        save_every=1,
-    )
+    return miniature(recipe, _TINY_RTDETR) if quick else recipe

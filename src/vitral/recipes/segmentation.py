@@ -8,6 +8,7 @@ from typing import Any
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.segment_augment import SegmentAugmentation
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from vitral.recipes.miniature import miniature
 from vitral.tasks.segmentation.loss import MASK2FORMER_LOSS, MapLoss, MaskLoss
 from vitral.tasks.segmentation.matching import MaskCosts
 from vitral.training.recipe import Recipe
@@ -167,7 +168,7 @@ def synthetic_panoptic(*, quick: bool = False) -> Recipe:
         evaluate_every=3,
         save_every=3,
     )
-    return _quick(recipe, _TINY_MASKS) if quick else recipe
+    return miniature(recipe, _TINY_MASKS) if quick else recipe
 
 
 def camvid(*, quick: bool = False) -> Recipe:
@@ -204,7 +205,7 @@ def camvid(*, quick: bool = False) -> Recipe:
         evaluate_every=5,
         save_every=5,
     )
-    return _quick(recipe, _TINY_VIT) if quick else recipe
+    return miniature(recipe, _TINY_VIT) if quick else recipe
 
 
 def penn_fudan(*, quick: bool = False) -> Recipe:
@@ -241,7 +242,7 @@ def penn_fudan(*, quick: bool = False) -> Recipe:
         evaluate_every=10,
         save_every=10,
     )
-    return _quick(recipe, _TINY_MASKS) if quick else recipe
+    return miniature(recipe, _TINY_MASKS) if quick else recipe
 
 
 def ade20k_segformer(*, quick: bool = False) -> Recipe:
@@ -275,7 +276,7 @@ def ade20k_segformer(*, quick: bool = False) -> Recipe:
         augment=SegmentAugmentation(),
         evaluate_every=12.7,
     )
-    return _quick(recipe, _TINY_MIT) if quick else recipe
+    return miniature(recipe, _TINY_MIT) if quick else recipe
 
 
 def cityscapes_segformer(*, quick: bool = False) -> Recipe:
@@ -310,7 +311,7 @@ def cityscapes_segformer(*, quick: bool = False) -> Recipe:
         augment=SegmentAugmentation(relative="picture"),
         evaluate_every=43,
     )
-    return _quick(recipe, _TINY_MIT) if quick else recipe
+    return miniature(recipe, _TINY_MIT) if quick else recipe
 
 
 def ade20k_setr(*, quick: bool = False) -> Recipe:
@@ -347,29 +348,10 @@ def ade20k_setr(*, quick: bool = False) -> Recipe:
         evaluate_every=12.7,
         precision="bf16",
     )
-    return _quick(recipe, _TINY_VIT | {"levels": (0, 1, 2, 3), "decoder_width": 16}) if quick else recipe
+    return miniature(recipe, _TINY_VIT | {"levels": (0, 1, 2, 3), "decoder_width": 16}) if quick else recipe
 
 
 def _at_points(points: int, *, class_weight: float) -> MaskLoss:
     """Mask2Former's loss, masks being compared at so many points and classes weighing so much."""
     costs = MaskCosts(classes=2.0, mask=5.0, dice=5.0, masks="cross_entropy", points=points)
     return replace(MASK2FORMER_LOSS, points=points, costs=costs, class_weight=class_weight)
-
-
-def _quick(recipe: Recipe, network: dict[str, Any]) -> Recipe:
-    """The whole way in seconds: a tiny network, which learns from nothing, and pictures of 64 pixels."""
-    return replace(
-        recipe,
-        network=network,
-        backbone=None,
-        backbone_rate=1.0,
-        image_size=(64, 64),
-        epochs=1,
-        batch_size=8,
-        learning_rate=1e-3,
-        warmup_epochs=0.1,
-        precision="fp32",
-        workers=0,
-        evaluate_every=1,
-        save_every=1,
-    )

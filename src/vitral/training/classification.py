@@ -124,6 +124,4 @@ class Classification:
         )
 
     def _input_of(self, model: Network) -> TrainingInput:
-        if model.record.preprocessing is None:
-            raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
-        return TrainingInput(self.augment, model.record.preprocessing, model.config.image_size)
+        return TrainingInput(self.augment, model.record.preparing(), model.config.image_size)

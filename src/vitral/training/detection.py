@@ -306,8 +306,4 @@ class Detection:
         )
 
     def _input_of(self, model: Network) -> ObjectInput:
-        if model.record.preprocessing is None:
-            raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
-        return ObjectInput(
-            cast(ObjectAugmentation, self.recipe.augment), model.record.preprocessing, model.config.image_size
-        )
+        return ObjectInput(cast(ObjectAugmentation, self.recipe.augment), model.record.preparing(), model.config.image_size)

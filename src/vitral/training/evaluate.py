@@ -308,9 +308,7 @@ def _checked_model(model: nn.Module) -> tuple[Record, Preprocessing, int]:
             f"The model's record says its problem is {record.problem!r}; here each picture has one class of several that "
             "exclude each other. If that is what the model learned, give it a record with problem='single_label'."
         )
-    if record.preprocessing is None:
-        raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
-    return record, record.preprocessing, count
+    return record, record.preparing(), count
 
 
 def _columns(record: Record, count: int, pictures: PictureSet) -> Int64[np.ndarray, " k"]:

@@ -9,7 +9,7 @@ bytes for each box found, so that a set may be of any size.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from vitral.tasks.detection.decode import decode
 from vitral.tasks.detection.metrics import MOST, ObjectMetric, ObjectScores
 from vitral.tasks.detection.result import Detections, Options
 from vitral.training.answers import Decoding, answers_of, check_reading
-from vitral.training.naming import places_of_classes
+from vitral.training.naming import asked_record, places_of_classes
 
 __all__ = ["ObjectEvaluation", "check_fits_objects", "evaluate_objects", "judge_objects"]
 
@@ -221,23 +221,9 @@ def _evaluation(objects: ObjectSet, name: str, metric: ObjectMetric, skipped: li
 
 def _checked_model(model: nn.Module) -> tuple[Record, Preprocessing, int]:
     """What the model's record says, and how many classes it has."""
-    if not hasattr(model, "record") or not hasattr(model, "tasks"):
-        raise UsageError(
-            f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
-        )
-    if "object-detection" not in cast(Sequence[str], model.tasks):
-        or_else = (
-            " Judge its masks: --segments instances." if "image-segmentation" in cast(Sequence[str], model.tasks) else ""
-        )
-        raise UsageError(
-            f"A {type(model).__name__} does not say where things are, so it cannot be judged as a detector.{or_else}"
-        )
-    record, count = cast(Record, model.record), int(cast(Any, model).config.num_classes)
-    if count < 1:
-        raise UsageError(f"The {type(model).__name__} knows no classes. Load it with num_classes=… and train it.")
-    if record.preprocessing is None:
-        raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
-    return record, record.preprocessing, count
+    or_else = " Judge its masks: --segments instances." if "image-segmentation" in getattr(model, "tasks", ()) else ""
+    without = f"does not say where things are, so it cannot be judged as a detector.{or_else}"
+    return asked_record(model, "object-detection", without)
 
 
 def _classes_of(record: Record, count: int, objects: ObjectSet) -> Int64[np.ndarray, " c"]:

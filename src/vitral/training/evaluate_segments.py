@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from vitral.tasks.segmentation.decode import Options, decode
 from vitral.tasks.segmentation.metrics import MapMetric, MapScores, PanopticMetric, PanopticScores
 from vitral.tasks.segmentation.result import Instances, Panoptic, Segmentation
 from vitral.training.answers import Decoding, answers_of, check_reading
-from vitral.training.naming import places_of_classes
+from vitral.training.naming import asked_record, places_of_classes
 
 __all__ = ["SegmentEvaluation", "Worst", "check_fits_segments", "evaluate_segments"]
 
@@ -216,24 +216,15 @@ def _checked(
     model: nn.Module, pictures: SegmentSet, kind: SegmentKind
 ) -> tuple[Record, Preprocessing, Int64[np.ndarray, " c"]]:
     """What the model's record says, and the places of its classes in the set."""
-    if not hasattr(model, "record") or not hasattr(model, "tasks"):
-        raise UsageError(
-            f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
-        )
-    if "image-segmentation" not in cast(Any, model).tasks:
-        raise UsageError(f"A {type(model).__name__} says nothing of pixels, so it cannot be judged as a segmenter.")
+    without = "says nothing of pixels, so it cannot be judged as a segmenter."
+    record, preprocessing, count = asked_record(model, "image-segmentation", without)
     if kind != "semantic" and isinstance(model, MapNetwork):
         raise UsageError(
             f"A {type(model).__name__} says the class of every pixel and tells no objects apart, as {pictures.name} asks. "
             "Take a network of masks, such as mask2former_r50, or judge classes: kind='semantic' (--segments semantic)."
         )
-    record, count = cast(Record, model.record), int(cast(Any, model).config.num_classes)
-    if count < 1:
-        raise UsageError(f"The {type(model).__name__} knows no classes. Load it with num_classes=… and train it.")
-    if record.preprocessing is None:
-        raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
     there = np.ones(len(pictures.classes), dtype=bool)
-    return record, record.preprocessing, places_of_classes(record, count, pictures.classes, there, pictures.name)
+    return record, preprocessing, places_of_classes(record, count, pictures.classes, there, pictures.name)
 
 
 # -- three kinds of judges ----------------------------------------------------------------------------------------------

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Int64
+from torch import nn
 
+from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
+from vitral.models.network import Network
 from vitral.models.record import Record
 
-__all__ = ["places_of_classes"]
+__all__ = ["asked_record", "places_of_classes"]
+
+
+def asked_record(model: nn.Module, task: str, without: str) -> tuple[Record, Preprocessing, int]:
+    """What the record of a model says that is to be judged, and how many classes it has.
+
+    Args:
+        model: the model.
+        task: what it must be able to do.
+        without: the sentence for one that cannot, beginning behind its name.
+
+    Raises:
+        UsageError: it is none of Vitral's, cannot do that, knows no classes, or nobody said how pictures are prepared.
+    """
+    if not hasattr(model, "record") or not hasattr(model, "tasks"):
+        raise UsageError(
+            f"A {type(model).__name__} is not one of Vitral's models; build it with create_model or load_model."
+        )
+    network = cast(Network, model)
+    if task not in network.tasks:
+        raise UsageError(f"A {type(model).__name__} {without}")
+    if network.config.num_classes < 1:
+        raise UsageError(f"The {type(model).__name__} knows no classes. Load it with num_classes=… and train it.")
+    return network.record, network.record.preparing(), network.config.num_classes
 
 
 def places_of_classes(

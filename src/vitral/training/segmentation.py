@@ -341,13 +341,11 @@ class Segmentation:
         )
 
     def _input_of(self, model: Network) -> SegmentInput:
-        if model.record.preprocessing is None:
-            raise UsageError("Nobody said how pictures are prepared for this model; give its record a Preprocessing(…).")
         targets: SegmentTargets = "masks"
         if self.taught == "semantic":
             targets = "classes" if isinstance(model, MaskNetwork) else "map"
         augmentation = cast("SegmentAugmentation | ObjectAugmentation", self.recipe.augment)
-        return SegmentInput(augmentation, model.record.preprocessing, model.config.image_size, targets)
+        return SegmentInput(augmentation, model.record.preparing(), model.config.image_size, targets)
 
 
 _MAP_TERMS = ("cross_entropy", "focal", "dice", "lovasz")

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
+from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels, variant_name
 from vitral.checkpoints.preprocessing import evaluation, from_timm, to_timm
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.data.transforms import Preprocessing
@@ -172,10 +172,8 @@ def _image_size(
 
 def _name(config: CCTConfig) -> str:
     """The catalogue's name for a network, whatever its number of classes; else its sizes."""
-    for name, variant in VARIANTS.items():
-        if replace(variant, num_classes=config.num_classes, position=config.position) == config:
-            return name
-    return f"{config.width} wide, {config.depth} deep"
+    name = variant_name(config, VARIANTS, ("num_classes", "position"))
+    return name or f"{config.width} wide, {config.depth} deep"
 
 
 def _preprocessing(config: CCTConfig, told: dict[str, Any], notes: list[str]) -> Preprocessing | None:

@@ -22,7 +22,7 @@ from vitral.checkpoints.convolutional.names import (
     vgg_seen,
 )
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels
+from vitral.checkpoints.layout import Layout, Plan, Written, usual_labels, variant_name
 from vitral.checkpoints.preprocessing import from_timm, to_timm
 from vitral.checkpoints.table import Row, renamed, shaped
 from vitral.checkpoints.vocabulary import add_timm_record, timm_labels
@@ -48,6 +48,7 @@ _ARGS = (
     "block",
     "global_pool",
 )
+_FREE = ("image_size", "channels", "num_classes")  # fields that do not make another network
 
 
 def _recognises_resnet(files: Files) -> bool:
@@ -158,8 +159,7 @@ def _compose_resnet(model: nn.Module) -> Written:
         "base_width": config.base_width,
         "output_stride": 32 >> config.dilated,
     }
-    free = {"num_classes": config.num_classes, "image_size": config.image_size, "channels": config.channels}
-    exact = next((n for n, one in VARIANTS.items() if replace(one, **cast(Any, free)) == config), None)
+    exact = variant_name(config, VARIANTS, _FREE)
     if exact is not None:  # a network of timm's own, which needs no arguments
         name, args = exact, {"in_chans": config.channels}
     return _written(cast(Network, model), name, args, resnet_rows(config), "conv1", "fc")
@@ -167,9 +167,8 @@ def _compose_resnet(model: nn.Module) -> Written:
 
 def _compose_vgg(model: nn.Module) -> Written:
     config = cast(VGG, model).config
-    free = {"num_classes": config.num_classes, "image_size": config.image_size, "channels": config.channels}
     plain = replace(config, reading="averaged", dropout=VGGConfig().dropout)
-    name = next((n for n, one in VGGS.items() if replace(one, **cast(Any, free)) == plain), None)
+    name = variant_name(plain, VGGS, _FREE)
     _refuse(
         {
             "a VGG of other sizes than the published": name is None,

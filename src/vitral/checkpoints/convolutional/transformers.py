@@ -13,7 +13,7 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, renamed
-from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.resnet import ResNet, ResNetConfig
@@ -43,11 +43,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, named: ResNetConfig | None) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     told = {**_USUAL, **files.config}
     tensors = {name.removeprefix("resnet."): files.tensors[name] for name in files.tensors}
     if told["hidden_act"] != "relu" or told["downsample_in_first_stage"]:

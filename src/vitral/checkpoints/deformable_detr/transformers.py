@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows, resnet_seen
 from vitral.checkpoints.detr.transformers import detector_size
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written
+from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
-from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones import resnet
 from vitral.models.backbones.resnet import ResNetConfig
@@ -85,11 +85,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, named: DeformableDETRConfig | None) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     told = {**_USUAL, **{key: value for key, value in files.config.items() if value is not None}}
     refine, depth = bool(told["with_box_refine"]), int(told["decoder_layers"])
     tensors = heads_once(_spelt(files.tensors), "model.decoder.", refine, depth, files.source)
@@ -238,13 +234,7 @@ def _backbone(told: dict[str, Any], tensors: Tensors, source: str) -> ResNetConf
 
 def architecture_of(config: DeformableDETRConfig) -> str:
     """The catalogue's name for a network, whatever it was trained for; else that of its family."""
-    free: dict[str, Any] = {
-        "num_classes": config.num_classes,
-        "image_size": config.image_size,
-        "queries": config.queries,
-        "dropout": config.dropout,
-    }
-    return next((name for name, variant in VARIANTS.items() if replace(variant, **free) == config), _TYPE)
+    return variant_name(config, VARIANTS, ("num_classes", "image_size", "queries", "dropout")) or _TYPE
 
 
 def rows(config: DeformableDETRConfig) -> list[Row]:

@@ -16,10 +16,10 @@ from torch import nn
 
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows, resnet_seen
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written
+from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped
-from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
 from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones import resnet
@@ -103,11 +103,7 @@ def _plan_segmenter(files: Files, architecture: MaskedDETRConfig | None) -> Plan
 
 
 def _plan(files: Files, build: type[DETR | MaskedDETR], kind: type[DETRConfig]) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     tensors: Tensors = {_spelled(name): files.tensors[name] for name in files.tensors}
     if "class_labels_classifier.weight" not in tensors:
         raise CheckpointError(
@@ -162,11 +158,8 @@ def detector_size(prepared: Preprocessing | None) -> tuple[int, int] | None:
 
 def catalogue_name(config: DETRConfig) -> str | None:
     """The catalogue's name for a network, whatever its classes, queries and pictures."""
-    free: dict[str, Any] = {
-        field: getattr(config, field) for field in ("image_size", "channels", "num_classes", "queries", "dropout")
-    }
     variants = {**VARIANTS, **detr_masks.VARIANTS}  # those of another class are never equal
-    return next((name for name, variant in variants.items() if replace(variant, **free) == config), None)
+    return variant_name(config, variants, ("image_size", "channels", "num_classes", "queries", "dropout"))
 
 
 def _config(files: Files, tensors: Tensors, kind: type[DETRConfig]) -> DETRConfig:

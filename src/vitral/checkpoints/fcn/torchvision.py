@@ -14,7 +14,7 @@ from torch import nn
 from vitral.base.config import restored
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, conv_norm, counted, resnet_rows, resnet_seen
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written
+from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
 from vitral.checkpoints.preprocessing import evaluation
 from vitral.checkpoints.table import Row, Tensors, renamed
 from vitral.data.transforms import Preprocessing
@@ -105,9 +105,7 @@ def _rows(config: FCNConfig, body: str) -> list[Row]:
 
 def _name(config: FCNConfig) -> str:
     """The catalogue's name for a network, whatever its classes and pictures; else its sizes."""
-    free: dict[str, Any] = {field: getattr(config, field) for field in _FREE}
-    name = next((name for name, variant in VARIANTS.items() if replace(variant, **free) == config), None)
-    return name or f"{config.width} wide, {config.depth} deep"
+    return variant_name(config, VARIANTS, _FREE) or f"{config.width} wide, {config.depth} deep"
 
 
 def _compose(model: nn.Module) -> Written:

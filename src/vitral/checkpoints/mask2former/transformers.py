@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from vitral.checkpoints.detr.transformers import detector_size
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written
+from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.checkpoints.trunk.transformers import UNREAD, described_trunk, trunk_config, trunk_names, trunk_rows
-from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
 from vitral.errors import CheckpointError, UsageError
 from vitral.layers.cross import CrossAttention
-from vitral.models.backbones.swin import SwinConfig
 from vitral.models.segmentation.mask2former import VARIANTS, Mask2Former, Mask2FormerConfig
 
 __all__ = ["LAYOUT", "catalogue_name"]
@@ -70,11 +69,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, architecture: Mask2FormerConfig | None) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     tensors = _spelled(files.tensors)
     if "class_predictor.weight" not in tensors:
         raise CheckpointError(
@@ -102,17 +97,8 @@ def _plan(files: Files, architecture: Mask2FormerConfig | None) -> Plan:
 
 def catalogue_name(config: Mask2FormerConfig) -> str | None:
     """The catalogue's name for a network, whatever its classes, queries and pictures."""
-    free: dict[str, Any] = {
-        field: getattr(config, field) for field in ("image_size", "channels", "num_classes", "queries", "dropout", "canvas")
-    }
-    backbone: Any = config.backbone
-    for name, variant in VARIANTS.items():
-        known: Any = replace(variant, **free)
-        if isinstance(backbone, SwinConfig) and isinstance(known.backbone, SwinConfig):
-            known = replace(known, backbone=replace(known.backbone, drop_path=backbone.drop_path))
-        if known == config:
-            return name
-    return None
+    fields = ("image_size", "channels", "num_classes", "queries", "dropout", "canvas")
+    return variant_name(config, VARIANTS, fields, inside=("drop_path",))
 
 
 def _spelled(tensors: Tensors) -> Tensors:

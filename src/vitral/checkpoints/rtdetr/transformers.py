@@ -20,7 +20,13 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
 from vitral.checkpoints.preprocessing import DetectorProcessor, from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
-from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import (
+    activation_of,
+    check_described,
+    hidden_act_of,
+    transformers_documents,
+    transformers_record,
+)
 from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.resnet import ResNetConfig
@@ -99,11 +105,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, named: RTDETRConfig | None) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     if "model_type" not in files.config:
         raise CheckpointError(
             f"The config.json of {files.source} does not say its model_type: {' or '.join(_TYPES)}. The tensors of both "

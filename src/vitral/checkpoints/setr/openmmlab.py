@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from vitral.checkpoints.convolutional.names import conv_norm, counted
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan
+from vitral.checkpoints.layout import Layout, Plan, variant_name
 from vitral.checkpoints.preprocessing import evaluation
 from vitral.checkpoints.table import Row, Tensors, renamed
 from vitral.checkpoints.vit.openmmlab import IGNORED, is_there, spelled, vit_rows, vit_seen
@@ -60,8 +59,7 @@ def _plan(files: Files, architecture: SETRConfig | None) -> Plan:
 def _catalogue_name(config: SETRConfig) -> str | None:
     """The catalogue's name for a network, whatever its classes, pictures and auxiliary heads."""
     fields = ("image_size", "channels", "num_classes", "auxiliary", "auxiliary_convolutions")
-    free: dict[str, Any] = {field: getattr(config, field) for field in fields}
-    return next((name for name, variant in VARIANTS.items() if replace(variant, **free) == config), None)
+    return variant_name(config, VARIANTS, fields)
 
 
 def _config(tensors: dict[str, Tensor], source: str, architecture: SETRConfig | None, notes: list[str]) -> SETRConfig:

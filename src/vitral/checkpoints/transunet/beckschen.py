@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import Any
 
 from vitral.checkpoints.convolutional.names import conv_norm, counted
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.hybrid.trunk import depths_of, units
-from vitral.checkpoints.layout import Layout, Plan
+from vitral.checkpoints.layout import Layout, Plan, variant_name
 from vitral.checkpoints.table import Row, Tensors, renamed, same, stacked
 from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError
@@ -60,8 +59,7 @@ def _plan(files: Files, architecture: TransUNetConfig | None) -> Plan:
 
 def _catalogue_name(config: TransUNetConfig) -> str | None:
     """The catalogue's name for a network, whatever its classes and pictures."""
-    free: dict[str, Any] = {field: getattr(config, field) for field in ("image_size", "channels", "num_classes")}
-    return next((name for name, variant in VARIANTS.items() if replace(variant, **free) == config), None)
+    return variant_name(config, VARIANTS, ("image_size", "channels", "num_classes"))
 
 
 def _config(tensors: Tensors, source: str, architecture: TransUNetConfig | None, notes: list[str]) -> TransUNetConfig:

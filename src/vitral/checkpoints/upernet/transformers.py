@@ -14,11 +14,11 @@ from torch import nn
 
 from vitral.checkpoints.convolutional.names import conv_norm, counted
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.layout import Layout, Plan, Written
+from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed
 from vitral.checkpoints.trunk.transformers import UNREAD, described_trunk, trunk_config, trunk_names, trunk_rows
-from vitral.checkpoints.vocabulary import transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.segmentation.upernet import VARIANTS, UPerNet, UPerNetConfig
 
@@ -48,11 +48,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, architecture: UPerNetConfig | None) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     # What reads files may have taken the first part off the backbone's names.
     tensors = trunk_names({name.removeprefix(_BODY): files.tensors[name] for name in files.tensors})
     prepared = from_transformers(files.preprocessor, "segformer", UPerNetConfig().image_size)
@@ -113,14 +109,7 @@ def _channels(config: UPerNetConfig) -> int:
 def _name(config: UPerNetConfig) -> str | None:
     """The catalogue's name for a network, whatever its classes, pictures and what matters in training only."""
     fields = ("image_size", "channels", "num_classes", "auxiliary")
-    free: dict[str, Any] = {field: getattr(config, field) for field in fields}
-    for name, variant in VARIANTS.items():
-        backbone: Any = variant.backbone
-        if type(backbone) is type(config.backbone) and hasattr(backbone, "drop_path"):
-            backbone = replace(backbone, drop_path=cast(Any, config.backbone).drop_path)
-        if replace(variant, **free, backbone=backbone) == config:
-            return name
-    return None
+    return variant_name(config, VARIANTS, fields, inside=("drop_path",))
 
 
 def _rows(config: UPerNetConfig, body: str) -> list[Row]:

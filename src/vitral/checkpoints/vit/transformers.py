@@ -21,7 +21,13 @@ from vitral.checkpoints.layout import Layout, Plan, Written
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped, stacked
 from vitral.checkpoints.vit.prefix import with_prefix_positions
-from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import (
+    activation_of,
+    check_described,
+    hidden_act_of,
+    transformers_documents,
+    transformers_record,
+)
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.vit import ViT, ViTConfig
 
@@ -63,12 +69,8 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, architecture: ViTConfig | None) -> Plan:
+    check_described(files)
     told = files.config
-    if not told:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
     model_type = str(told["model_type"])
     tensors = _disk_names(files.tensors, model_type)
     config = _config(told, model_type, tensors)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from vitral.checkpoints.layout import variant_name
 from vitral.checkpoints.table import Row, renamed
 from vitral.models.detection.yolos import VARIANTS, YOLOSConfig
 
@@ -44,8 +42,7 @@ def perceptron(ours: str, theirs: str) -> list[Row]:
 def catalogue_name(config: YOLOSConfig) -> str | None:
     """The catalogue's name for a network, whatever its classes, detection tokens and pictures."""
     fields = ("image_size", "channels", "num_classes", "queries", "middle_positions", "norm_eps", "dropout", "drop_path")
-    free: dict[str, Any] = {field: getattr(config, field) for field in fields}
-    return next((name for name, variant in VARIANTS.items() if replace(variant, **free) == config), None)
+    return variant_name(config, VARIANTS, fields)
 
 
 def _before(table: Tensor, queries: int) -> Tensor:

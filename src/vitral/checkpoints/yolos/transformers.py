@@ -10,7 +10,13 @@ from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
 from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, stacked
-from vitral.checkpoints.vocabulary import activation_of, hidden_act_of, transformers_documents, transformers_record
+from vitral.checkpoints.vocabulary import (
+    activation_of,
+    check_described,
+    hidden_act_of,
+    transformers_documents,
+    transformers_record,
+)
 from vitral.checkpoints.yolos.names import catalogue_name, middle_positions, perceptron, position_table
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.detection.yolos import YOLOS, YOLOSConfig
@@ -44,11 +50,7 @@ def _recognises(files: Files) -> bool:
 
 
 def _plan(files: Files, architecture: YOLOSConfig | None) -> Plan:
-    if not files.config:
-        raise CheckpointError(
-            f"{files.source} has transformers' tensor names but no config.json beside it. Put the config.json it was "
-            "published with into the same folder."
-        )
+    check_described(files)
     # In memory the tables between blocks have a room of their own.
     tensors: Tensors = {
         name.removeprefix("model.").replace(".interpolation.mid_", ".mid_"): files.tensors[name] for name in files.tensors

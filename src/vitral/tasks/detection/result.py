@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from PIL import Image
 from vitral.base.config import check_choices
 from vitral.base.draw import draw_boxes
 from vitral.base.image import Picture
-from vitral.base.numbers import real_number, whole_number
+from vitral.base.numbers import whole_number
 from vitral.errors import UsageError
+from vitral.tasks.ranked import Ranked, check_threshold
 
-__all__ = ["Detections", "Options", "check_threshold"]
+__all__ = ["Detections", "Options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +43,8 @@ class Options:
             whole_number("top_k", self.top_k)
 
 
-def check_threshold(threshold: Any) -> float:
-    """A least score as Python's own number; one that no score can be held against is refused."""
-    number = real_number("threshold", threshold)
-    if not 0 <= number <= 1:
-        raise UsageError(f"threshold must be from 0 to 1; {threshold!r} came.")
-    return number
-
-
 @dataclass(frozen=True, eq=False)
-class Detections:
+class Detections(Ranked):
     """The objects of one picture, best first; those of one score stay in the order in which they came.
 
     Attributes:
@@ -78,52 +71,19 @@ class Detections:
     picture: Picture | None = None
     queries: Int[np.ndarray, " k"] | None = None
 
+    shown = ("boxes", "box")
+
     def __post_init__(self) -> None:
-        counts = len(self.boxes), len(self.scores), len(self.labels), len(self.indices)
-        if len(set(counts)) > 1:
-            raise UsageError(
-                "Every object needs a box, a score, a label and an index; {} boxes, {} scores, {} labels and {} indices "
-                "came.".format(*counts)
-            )
-        if self.queries is not None and len(self.queries) != counts[0]:
-            raise UsageError(f"{len(self.queries)} queries came for {counts[0]} objects; every object was read from one.")
+        self._check_rows()
         if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
             raise UsageError(f"The boxes or scores found in {self.name} are not finite numbers (NaN or infinity).")
-        if (self.scores[1:] > self.scores[:-1]).any():
-            order = np.argsort(-self.scores, kind="stable")
-            for field in ("boxes", "scores", "indices", "queries"):
-                if getattr(self, field) is not None:
-                    object.__setattr__(self, field, getattr(self, field)[order])
-            object.__setattr__(self, "labels", tuple(self.labels[place] for place in order))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, chosen: Any) -> Detections:
-        """Some of the objects: by slice, by places, or by a mask such as `result.indices == 3`."""
-        places = np.atleast_1d(np.arange(len(self))[chosen])
-        return replace(
-            self,
-            boxes=self.boxes[places],
-            scores=self.scores[places],
-            labels=tuple(self.labels[place] for place in places),
-            indices=self.indices[places],
-            queries=None if self.queries is None else self.queries[places],
-        )
+        self._put_in_order()
 
     def __repr__(self) -> str:
         found = zip(self.labels[:3], self.scores[:3], strict=True)
         best = ", ".join(f"{label} {score:.3f}" for label, score in found)
         counted = f"{len(self)} object{'' if len(self) == 1 else 's'}"
         return f"Detections({self.name}: {counted}{': ' if best else ''}{best}{', …' if len(self) > 3 else ''})"
-
-    def above(self, threshold: float) -> Detections:
-        """The objects whose score is above a threshold.
-
-        Raises:
-            UsageError: it is not from 0 to 1.
-        """
-        return self[self.scores > check_threshold(threshold)]
 
     def draw(self) -> Image.Image:
         """A copy of the picture with a box around each object, and what it is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -19,8 +19,9 @@ from vitral.base.disk import write_whole
 from vitral.base.draw import draw_classes, draw_masks, draw_segments
 from vitral.base.image import Picture
 from vitral.base.masks import Regions, boxes_of, encode_regions, encode_rle, mask_to_polygons, regions_of
-from vitral.base.numbers import all_finite, as_integer, real_number
+from vitral.base.numbers import all_finite, as_integer
 from vitral.errors import UnknownNameError, UsageError
+from vitral.tasks.ranked import Ranked
 
 __all__ = ["Instances", "Panoptic", "Segment", "Segmentation"]
 
@@ -197,7 +198,7 @@ class Segmentation:
 
 
 @dataclass(frozen=True, eq=False)
-class Instances:
+class Instances(Ranked):
     """The objects of one picture with their pixels, best first; those of one score stay in the order in which they came.
 
     Objects may overlap.
@@ -226,42 +227,17 @@ class Instances:
     picture: Picture | None = None
     queries: Integer[np.ndarray, " k"] | None = None
 
+    shown = ("masks", "mask")
+
     def __post_init__(self) -> None:
-        counts = len(self.masks), len(self.scores), len(self.labels), len(self.indices)
-        if len(set(counts)) > 1:
-            raise UsageError(
-                "Every object needs a mask, a score, a label and an index; {} masks, {} scores, {} labels and {} indices "
-                "came.".format(*counts)
-            )
-        if self.queries is not None and len(self.queries) != counts[0]:
-            raise UsageError(f"{len(self.queries)} queries came for {counts[0]} objects; every object was read from one.")
+        self._check_rows()
         if self.masks.shape[1:] != tuple(self.size):
             raise UsageError(
                 f"Masks of {' × '.join(map(str, self.masks.shape[1:]))} pixels came for {self.name}, which has "
                 f"{self.size[0]} × {self.size[1]}."
             )
         all_finite(f"scores of {self.name}", self.scores)
-        if (self.scores[1:] > self.scores[:-1]).any():
-            order = np.argsort(-self.scores, kind="stable")
-            for field in ("masks", "scores", "indices", "queries"):
-                if getattr(self, field) is not None:
-                    object.__setattr__(self, field, getattr(self, field)[order])
-            object.__setattr__(self, "labels", tuple(self.labels[place] for place in order))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, chosen: Any) -> Instances:
-        """Some of the objects: by slice, by places, or by a mask such as `result.indices == 3`."""
-        places = np.atleast_1d(np.arange(len(self))[chosen])
-        return replace(
-            self,
-            masks=self.masks[places],
-            scores=self.scores[places],
-            labels=tuple(self.labels[place] for place in places),
-            indices=self.indices[places],
-            queries=None if self.queries is None else self.queries[places],
-        )
+        self._put_in_order()
 
     def __repr__(self) -> str:
         shown = [f"{label} {score:.3f}" for label, score in zip(self.labels[:3], self.scores[:3], strict=True)]
@@ -277,17 +253,6 @@ class Instances:
     def areas(self) -> Integer[np.ndarray, " k"]:
         """How many pixels each object has."""
         return np.array([np.count_nonzero(mask) for mask in self.masks], dtype=np.int64)
-
-    def above(self, threshold: float) -> Instances:
-        """The objects whose score is above a threshold.
-
-        Raises:
-            UsageError: it is not from 0 to 1.
-        """
-        least = real_number("threshold", threshold)
-        if not 0 <= least <= 1:
-            raise UsageError(f"threshold must be from 0 to 1; {threshold!r} came.")
-        return self[self.scores > least]
 
     def polygons(self, place: int) -> list[list[int]]:
         """The outline of an object along the edges of its pixels, as COCO has it (see `vitral.base.masks`).

@@ -26,7 +26,8 @@ from vitral.base.suppression import nms
 from vitral.data.objects import ObjectSet
 from vitral.errors import MissingExtraError, UnknownNameError, UsageError
 from vitral.tasks.detection.metrics import overlaps_of
-from vitral.tasks.detection.result import Detections, check_threshold
+from vitral.tasks.detection.result import Detections
+from vitral.tasks.ranked import check_threshold
 
 __all__ = ["HogConfig", "HogDetector", "histograms_of_gradients", "train_hog_detector"]
 
