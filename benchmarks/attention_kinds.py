@@ -29,7 +29,7 @@ from timing import machine
 from vitral.data.digits import digit_pictures, read_digits
 from vitral.layers.kinds import Kind, attention_of
 from vitral.recipes.digits import digits
-from vitral.training.classification import Classification
+from vitral.training.classification import ClassificationSubject
 from vitral.training.loop import fit
 from vitral.training.start import model_for
 
@@ -141,7 +141,7 @@ def positions(quick: bool) -> dict[str, Any]:
             network = {**base.network, "class_token": True, "prefix_positions": 0, **fields}
             recipe = replace(base, network=network, epochs=epochs, warmup_epochs=epochs / 10, seed=seed)
             model = model_for(recipe, train.classes)
-            fit(model, Classification(train, recipe), recipe)
+            fit(model, ClassificationSubject(train, recipe), recipe)
             model.eval()
             for side in sides:
                 enlarged = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False)

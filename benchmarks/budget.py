@@ -28,7 +28,7 @@ from vitral.models.catalogue import CATALOGUE
 from vitral.recipes.catalogue import Opened, begun, opened
 from vitral.recipes.detection import bccd
 from vitral.recipes.segmentation import camvid
-from vitral.training.detection import annotated_split, usual_loss
+from vitral.training.detection import annotated_split, usual_object_loss
 from vitral.training.evaluate_objects import evaluate_objects
 from vitral.training.evaluate_segments import evaluate_segments
 from vitral.training.journal import read
@@ -79,7 +79,7 @@ _NOTHING = {"backbone": None, "backbone_rate": 1.0}
 
 
 def _detector(name: str, **network: Any) -> dict[str, Any]:
-    return {"model": name, "network": _NARROW | _PYRAMID | network, "objective": usual_loss(CATALOGUE[name].build)}
+    return {"model": name, "network": _NARROW | _PYRAMID | network, "objective": usual_object_loss(CATALOGUE[name].build)}
 
 
 _CONTESTS = {

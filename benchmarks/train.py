@@ -25,7 +25,7 @@ from timm.utils import AverageMeter
 from vitral.data.augment.chain import Augmentation
 from vitral.data.splits import read_pictures
 from vitral.models.catalogue import create_model
-from vitral.training.classification import Classification
+from vitral.training.classification import ClassificationSubject
 from vitral.training.loop import fit
 from vitral.training.recipe import Recipe
 from vitral.training.start import model_for
@@ -121,7 +121,7 @@ def _vitral(folder: Path, case: dict[str, Any], workers: int) -> float:
         workers=workers,
     )
     marks: list[float] = []
-    subject = Classification(pictures, recipe)
+    subject = ClassificationSubject(pictures, recipe)
     fit(model_for(recipe, pictures.classes), subject, recipe, watch=lambda _: marks.append(time.perf_counter()))
     return _rate(marks[: case["steps"]], case["batch"])
 

@@ -82,11 +82,11 @@ def test_scenes_are_judged_by_what_is_asked_for(vitral: Vitral, monkeypatch: pyt
     kinds["segmentation"] = type(kind)(kind.read, judge, lambda *_: {}, kind.show, kind.speed)
     monkeypatch.setattr(cli_evaluate, "_KINDS", kinds)
     monkeypatch.setattr(cli_evaluate, "load_model", lambda *_: None)
-    for name, column in (("panoptic", "in vain"), ("instances", "AP50"), ("semantic", "IoU")):
+    for name, column in (("panoptic", "in vain"), ("instance", "AP50"), ("semantic", "IoU")):
         told = vitral("evaluate", "scenes", "--model", "x", "--split", "val", "--segments", name)
         assert told.exit_code == 0, told.stderr
         assert column in told.stdout
-    assert asked == [(200, "panoptic"), (200, "instances"), (200, "semantic")]
+    assert asked == [(200, "panoptic"), (200, "instance"), (200, "semantic")]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -120,7 +120,7 @@ def test_tables_are_narrow_and_say_what_was_found(capsys: pytest.CaptureFixture[
     for kind, network, column in (
         ("semantic", Seeing, "mean IoU"),
         ("panoptic", SeeingMasks, "all classes"),
-        ("instances", SeeingMasks, "AP at IoU .50"),
+        ("instance", SeeingMasks, "AP at IoU .50"),
     ):
         evaluation: Any = evaluate_segments(network(), pictures, kind)  # type: ignore[arg-type]
         show(evaluation, Console(width=80, highlight=False))

@@ -330,7 +330,7 @@ def test_numbered_objects(tmp_path: Path) -> None:
     values = np.zeros((12, 16), dtype=np.int64)
     values[1:4, 2:9], values[6:, 3:5], values[0, 0] = 1, 4, 9
     root = pairs(tmp_path, {"FudanPed00001": values}, "PNGImages", "PedMasks")
-    assert segment_kinds(root)[0] == "instances"
+    assert segment_kinds(root)[0] == "instance"
     splits = read_segments(root)
     one = first(splits)
     assert isinstance(one, ObjectSet)
@@ -339,7 +339,7 @@ def test_numbered_objects(tmp_path: Path) -> None:
     np.testing.assert_array_equal(there.masks, [values == 1, values == 4, values == 9])
     np.testing.assert_array_equal(there.boxes, [[2, 1, 9, 4], [3, 6, 5, 12], [0, 0, 1, 1]])
     assert there.areas.tolist() == [21, 12, 1]
-    assert len(first(read_segments(root, "instances", void=[9], classes=["person"])).annotations(0)) == 2
+    assert len(first(read_segments(root, "instance", void=[9], classes=["person"])).annotations(0)) == 2
     assert first(read_segments(root, "semantic")).classes == tuple(f"class {label}" for label in range(10))
     with pytest.raises(UsageError, match="have one class; 2 names"):
         read_segments(root, classes=["a", "b"])
@@ -354,7 +354,7 @@ def test_outlines_of_coco_are_drawn(tmp_path: Path) -> None:
         {"id": 3, "image_id": 9, "category_id": 5, "bbox": [0, 0, 1, 2],
          "segmentation": {"size": [30, 40], "counts": "02PU1"}},
     ]  # fmt: skip
-    one = first(read_segments(coco(tmp_path, annotations=annotations), "instances"), "val")
+    one = first(read_segments(coco(tmp_path, annotations=annotations), "instance"), "val")
     there = one.annotations(1)
     expected = np.zeros((2, 30, 40), dtype=bool)
     expected[0, 6:10, 4:12] = True
@@ -456,9 +456,9 @@ def test_scenes_of_every_kind() -> None:
         assert not ids & set(there.ids.tolist())
         ids |= set(there.ids.tolist())
     assert sum(scenes.things) == len(scenes.scenes.shapes)
-    kinds = {kind: read_segments("scenes", kind) for kind in ("semantic", "instances", "panoptic")}  # type: ignore[arg-type]
+    kinds = {kind: read_segments("scenes", kind) for kind in ("semantic", "instance", "panoptic")}  # type: ignore[arg-type]
     assert all(len(first(one)) == 2000 for one in kinds.values())
-    assert first(kinds["instances"]).annotations(0).masks is not None
+    assert first(kinds["instance"]).annotations(0).masks is not None
     with pytest.raises(UsageError, match="leave offset out"):
         read_segments("scenes", offset=1)
 

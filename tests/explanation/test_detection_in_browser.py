@@ -11,7 +11,7 @@ import pytest
 
 from tests.explanation.test_detection_objects import picture, predictor_of
 from vitral.explanation.look import look_at
-from vitral.explanation.object_report import object_page
+from vitral.explanation.object_report import object_explanation_page
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra `dev`, to drive a browser")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or googl
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    (tmp_path / "page.html").write_text(object_page(predictor_of("deformable"), picture(), top_k=3), encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        object_explanation_page(predictor_of("deformable"), picture(), top_k=3), encoding="utf-8"
+    )
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=BROWSER, args=["--headless", "--no-sandbox", "--disable-gpu"], timeout=30_000

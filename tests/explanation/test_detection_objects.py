@@ -24,7 +24,7 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import capture
 from vitral.explanation.detection import OBJECT_METHODS, explain_objects, fitting_methods, usual_method
 from vitral.explanation.look import gaze_of, look_at
-from vitral.explanation.object_report import object_page
+from vitral.explanation.object_report import object_explanation_page
 from vitral.explanation.object_result import draw_objects
 from vitral.explanation.sampling import capture_samples
 from vitral.models.catalogue import FAMILIES
@@ -312,7 +312,7 @@ def told_on(page: str) -> Any:
 @pytest.mark.parametrize("kind", ["detr", "yolos", "deformable", "fcos"])
 def test_a_page_holds_every_object_and_its_evidence(kind: str) -> None:
     predictor = predictor_of(kind)
-    page = object_page(predictor, picture(), top_k=3)
+    page = object_explanation_page(predictor, picture(), top_k=3)
     told, look = told_on(page), look_at(predictor, picture(), top_k=3)
     assert [one["box"] for one in told["objects"]] == [
         pytest.approx(box.tolist(), abs=0.01) for box in look.detections.boxes
@@ -330,12 +330,12 @@ def test_a_page_holds_every_object_and_its_evidence(kind: str) -> None:
 
 def test_a_page_of_nothing_says_so_and_names_cannot_harm_it() -> None:
     predictor = predictor_of("detr")
-    page = object_page(predictor, picture(), threshold=1.0)
+    page = object_explanation_page(predictor, picture(), threshold=1.0)
     assert "was sure of nothing" in page
     assert told_on(page)["objects"] == []
     model: Any = predictor.model
     model.record = replace(model.record, labels=tuple(f"</script><b>{label}" for label in LABELS))
-    page = object_page(vitral.load(model, threshold=0.0), picture(), top_k=1, method="attention", budget=200)
+    page = object_explanation_page(vitral.load(model, threshold=0.0), picture(), top_k=1, method="attention", budget=200)
     assert "</script><b>" not in page
     assert told_on(page)["attention"]["heads"] == 0
 

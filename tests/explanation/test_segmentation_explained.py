@@ -38,7 +38,7 @@ from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.capture import capture
 from vitral.explanation.rollout import roll_out
 from vitral.explanation.segment_look import look_at_segments, read_at, segment_gaze, share_of_cells
-from vitral.explanation.segment_report import segment_page
+from vitral.explanation.segment_report import segment_explanation_page
 from vitral.explanation.segmentation import (
     SEGMENT_METHODS,
     explain_segment_look,
@@ -449,7 +449,7 @@ def told_on(page: str) -> Any:
 def test_a_page_holds_every_segment_and_its_evidence(kind: str) -> None:
     predictor = predictor_of(kind)
     target: Any = [0, (40, 20)]
-    page = segment_page(predictor, picture(), target=target)
+    page = segment_explanation_page(predictor, picture(), target=target)
     told, look = told_on(page), look_at_segments(predictor, picture())
     assert [one["pixel"] for one in told["segments"]] == [None, [40, 20]]
     assert told["segments"][0]["box"] == list(look.asked[0].box)
@@ -468,12 +468,14 @@ def test_names_cannot_harm_a_page_and_heads_are_left_out_where_they_are_too_many
     model: Any = predictor.model
     before, model.record = model.record, replace(model.record, labels=tuple(f"</script><b>{label}" for label in LABELS))
     try:
-        page = segment_page(vitral.load(model, threshold=0.0, mask_threshold=0.0), picture(), top_k=1, budget=200)
+        page = segment_explanation_page(
+            vitral.load(model, threshold=0.0, mask_threshold=0.0), picture(), top_k=1, budget=200
+        )
     finally:
         model.record = before
     assert "</script><b>" not in page
     assert {one["heads"] for one in told_on(page)["attention"]} == {0}
-    page = segment_page(predictor, picture(), threshold=1.0)
+    page = segment_explanation_page(predictor, picture(), threshold=1.0)
     assert "was sure of nothing" in page
     assert told_on(page)["segments"] == []
 

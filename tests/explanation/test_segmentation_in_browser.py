@@ -11,7 +11,7 @@ import pytest
 
 from tests.explanation.test_segmentation_explained import picture, predictor_of
 from vitral.explanation.segment_look import look_at_segments
-from vitral.explanation.segment_report import segment_page
+from vitral.explanation.segment_report import segment_explanation_page
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra `dev`, to drive a browser")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -31,7 +31,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
     kind, fragment = request.param
-    (tmp_path / "page.html").write_text(segment_page(predictor_of(kind), picture()), encoding="utf-8")
+    (tmp_path / "page.html").write_text(segment_explanation_page(predictor_of(kind), picture()), encoding="utf-8")
     page = browser.new_context(viewport={"width": 1100, "height": 900}, offline=True).new_page()
     page.set_default_timeout(15_000)
     said: list[str] = []

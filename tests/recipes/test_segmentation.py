@@ -24,7 +24,7 @@ from vitral.training.start import model_for
 
 SEGMENTERS = [name for name, function in RECIPES.items() if function().task == "segmentation"]
 THINGS = SyntheticScenes(count=4, size=(48, 64), shapes=("disc", "square"), number=(1, 2), with_masks=True)
-MEASURES = {"semantic": "miou", "instances": "ap", "panoptic": "pq"}
+MEASURES = {"semantic": "miou", "instance": "ap", "panoptic": "pq"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def opened(kind: Any) -> Segmented:
     sets: Any = [THINGS, replace(THINGS, seed=1, name="others")]
-    if kind != "instances":
+    if kind != "instance":
         sets = [SegmentedScenes(scenes=one) for one in sets]
     return Segmented(kind=kind, train=sets[0], held_out=sets[1], assumes="")
 
@@ -86,7 +86,7 @@ def test_what_a_recipe_sets_the_network_has(name: str) -> None:
 def test_options_of_parts_are_changed_by_name() -> None:
     masks: Any = recipe_for("synthetic_panoptic", **{"costs.points": "512", "points": "256", "dice_weight": "2"}).objective
     assert (masks.costs.points, masks.points, masks.dice_weight) == (512, 256, 2.0)
-    assert (masks.costs.classes, masks.masks) == (2.0, "cross_entropy")
+    assert (masks.costs.classes, masks.error) == (2.0, "cross_entropy")
     maps: Any = recipe_for("camvid", dice="1", lovasz_over="batch", class_weights="1,2.5", scale="0.8,1.2")
     assert maps.objective == MapLoss(dice=1.0, lovasz_over="batch", class_weights=(1.0, 2.5))
     assert maps.augment == SegmentAugmentation(scale=(0.8, 1.2))
@@ -112,9 +112,9 @@ def test_options_of_the_other_loss_are_none(name: str, option: str, sentence: st
 
 def test_a_kind_of_segments_is_for_segmentation() -> None:
     with pytest.raises(UsageError, match="segments is for segmentation, and bccd is a recipe for detection"):
-        recipe_for("bccd", segments="instances")
-    with pytest.raises(UnknownNameError, match="Did you mean 'instances'"):
-        recipe_for("camvid", segments="instance")
+        recipe_for("bccd", segments="instance")
+    with pytest.raises(UnknownNameError, match="Did you mean 'instance'"):
+        recipe_for("camvid", segments="instances")
 
 
 def test_a_network_is_taught_by_its_papers_loss(segmenter: str) -> None:

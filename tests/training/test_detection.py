@@ -30,7 +30,7 @@ from vitral.models.catalogue import create_model
 from vitral.recipes.detection import detr_coco, rtdetr_coco
 from vitral.tasks.detection.loss import SetLoss
 from vitral.training.checkpoint import Checkpoints
-from vitral.training.detection import Detection, Known, annotated_split, read_annotated, usual_loss
+from vitral.training.detection import DetectionSubject, KnownObjects, annotated_split, read_annotated, usual_object_loss
 from vitral.training.journal import read
 from vitral.training.learner import Learner
 from vitral.training.loop import Epoch, Step, Trained, fit
@@ -69,7 +69,7 @@ EVERYTHING = replace(
 
 
 def run(recipe: Recipe, objects: Any = SCENES, *, judging: Any = None, **options: Any) -> Trained:
-    return fit(model_for(recipe, tuple(objects.classes)), Detection(objects, recipe, judging), recipe, **options)
+    return fit(model_for(recipe, tuple(objects.classes)), DetectionSubject(objects, recipe, judging), recipe, **options)
 
 
 def weights(model: torch.nn.Module) -> Tensor:
@@ -273,11 +273,11 @@ def test_two_processes_train_as_one(tmp_path: Path, root: Path) -> None:
 def test_what_cannot_be_trained_is_refused_at_once() -> None:
     classifier = create_model("vit_ti16", image_size=(32, 32), width=16, depth=1, heads=2, mlp_width=16, num_classes=3)
     with pytest.raises(UsageError, match="A ViT finds no objects, which the pictures of scenes are to teach"):
-        fit(classifier, Detection(SCENES, PLAIN), PLAIN)
+        fit(classifier, DetectionSubject(SCENES, PLAIN), PLAIN)
     with pytest.raises(UsageError, match="The model has 2 classes, scenes has 3"):
-        fit(model_for(PLAIN, ("one", "other")), Detection(SCENES, PLAIN), PLAIN)
+        fit(model_for(PLAIN, ("one", "other")), DetectionSubject(SCENES, PLAIN), PLAIN)
     with pytest.raises(UsageError, match="is for classification, not for detection"):
-        Detection(SCENES, Recipe())
+        DetectionSubject(SCENES, Recipe())
     with pytest.raises(UsageError, match="scenes holds no objects to learn from, in 0 pictures"):
         run(PLAIN, objects=Remembered([], [], SCENES.classes, SCENES.name))
     with pytest.raises(UsageError, match="scenes holds no objects to learn from, in 3 pictures"):
@@ -327,7 +327,7 @@ def test_a_detector_is_used_as_it_was_trained() -> None:
 
 
 def test_every_kind_of_network_has_a_usual_loss() -> None:
-    kinds = {name: usual_loss(type(create_model(name, **fields))).classes for name, fields in {
+    kinds = {name: usual_object_loss(type(create_model(name, **fields))).classes for name, fields in {
         "detr_r50": PLAIN.network, "rtdetr_r18": EVERYTHING.network}.items()}  # fmt: skip
     assert kinds == {"detr_r50": "cross_entropy", "rtdetr_r18": "varifocal"}
 
@@ -345,12 +345,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_set_is_known_again_by_its_objects(folder: Path) -> None:
     train = read_objects(folder).train
     assert isinstance(train, ListedObjects)
-    known = Known(train)
-    assert known.fingerprint == Known(read_annotated(folder).train).fingerprint
+    known = KnownObjects(train)
+    assert known.fingerprint == KnownObjects(read_annotated(folder).train).fingerprint
     assert (known.name, len(known)) == (train.name, 8)
     moved = replace(train, table=replace(train.table, boxes=train.table.boxes + np.float32(1)))
     other = replace(train, table=replace(train.table, labels=(train.table.labels + 1) % 3))
-    assert len({one.fingerprint for one in (known, Known(moved), Known(other), Known(train.subset(range(7))))}) == 4
+    assert (
+        len(
+            {
+                one.fingerprint
+                for one in (known, KnownObjects(moved), KnownObjects(other), KnownObjects(train.subset(range(7))))
+            }
+        )
+        == 4
+    )
 
 
 def test_what_judges_is_said_or_found(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vitral.models.output import SetOutput
 from vitral.models.record import Record
 from vitral.tasks.detection.result import Detections
 from vitral.training.evaluate_objects import ObjectEvaluation, check_fits_objects, evaluate_objects, judge_objects
-from vitral.training.object_page import object_page
+from vitral.training.object_page import object_evaluation_page
 
 CLASSES = ("red", "green", "blue")
 
@@ -148,7 +148,7 @@ def test_a_picture_that_cannot_be_read_is_refused_or_named() -> None:
     evaluation = evaluate_objects(Seeing(), pictures, bad_pictures="skip")
     assert evaluation.skipped == ("drawn/002.png: It is broken.",)
     assert len(evaluation) == 5
-    assert "1 picture left out" in object_page(evaluation, pictures)
+    assert "1 picture left out" in object_evaluation_page(evaluation, pictures)
     alone = DrawnObjects([None], pictures.boxes[:1], pictures.labels[:1], CLASSES)
     with pytest.raises(UsageError, match="None of the 1 pictures of drawn could be read; the first: drawn/000"):
         evaluate_objects(Seeing(), alone, bad_pictures="skip")
@@ -202,7 +202,7 @@ def test_whatever_finds_objects_can_be_judged() -> None:
 def test_the_page_shows_numbers_curves_and_mistakes() -> None:
     pictures = drawn(broken=5)
     evaluation = careless(pictures)
-    told = object_page(evaluation, pictures)
+    told = object_evaluation_page(evaluation, pictures)
     assert "<h1>0.0 AP on drawn</h1>" in told
     assert "&lt;careless&gt;" in told
     assert "<careless>" not in told
@@ -211,18 +211,18 @@ def test_the_page_shows_numbers_curves_and_mistakes() -> None:
     assert "red → green" in told
     assert told.count('<td class="miss">5</td>') == 2  # red taken for green, and blue where nothing is
     assert 'src="http' not in told
-    without = object_page(evaluation, title="A title")
+    without = object_evaluation_page(evaluation, title="A title")
     assert "<img" not in without
     assert "<h1>A title</h1>" in without
     other = drawn(4)
     with pytest.raises(UsageError, match="not those of drawn"):
-        object_page(evaluation, other)
+        object_evaluation_page(evaluation, other)
 
 
 def test_of_many_classes_the_page_shows_the_best_and_the_worst() -> None:
     pictures = drawn()
     many = DrawnObjects(pictures.pictures, pictures.boxes, pictures.labels, tuple(f"kind {one}" for one in range(30)))
-    told = object_page(careless(many), many)
+    told = object_evaluation_page(careless(many), many)
     assert "27 classes have no objects here" in told
     assert "kind 0 → kind 1" in told
     assert "<table" not in told
@@ -232,7 +232,7 @@ def test_of_many_classes_the_page_shows_the_best_and_the_worst() -> None:
         [[4 * n + one for one in row] for n, row in enumerate(pictures.labels)],
         many.classes,
     )
-    assert "Found worst" not in object_page(judge_objects(nothing, spread), spread)
+    assert "Found worst" not in object_evaluation_page(judge_objects(nothing, spread), spread)
     boxes = [[[0, 0, 50, 60]] * 30 for _ in range(6)]
     each = DrawnObjects(pictures.pictures, boxes, [list(range(30))] * 6, many.classes)
-    assert "Found worst" in object_page(judge_objects(nothing, each), each)
+    assert "Found worst" in object_evaluation_page(judge_objects(nothing, each), each)

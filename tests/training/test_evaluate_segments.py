@@ -23,7 +23,7 @@ from vitral.tasks.detection.metrics import ObjectMetric
 from vitral.tasks.segmentation.metrics import PanopticMetric
 from vitral.tasks.segmentation.result import Panoptic, Segment, Segmentation
 from vitral.training.evaluate_segments import check_fits_segments, evaluate_segments
-from vitral.training.segment_page import segment_page
+from vitral.training.segment_page import segment_evaluation_page
 
 CLASSES = ("dark", "red", "green", "blue")
 SIZE = (48, 64)
@@ -190,11 +190,11 @@ def test_objects_are_judged_by_their_masks() -> None:
     for place in range(len(pictures)):
         said: Any = predictor(pictures.read(place), subtask="instance", threshold=0.0)
         metric.add(said, pictures.annotations(place), image_id=place + 1)
-    evaluation = evaluate_segments(SeeingMasks(), pictures, "instances", batch_size=4)
+    evaluation = evaluate_segments(SeeingMasks(), pictures, "instance", batch_size=4)
     assert (evaluation.measure, evaluation.value) == ("ap", metric.result().ap)
     assert 0.1 < evaluation.value < 0.95
     assert evaluation.numbers["ap50"] == metric.result().ap50
-    assert evaluate_segments(SeeingMasks(), drawn(moved=-5), "instances").numbers["ap50"] > 0.9
+    assert evaluate_segments(SeeingMasks(), drawn(moved=-5), "instance").numbers["ap50"] > 0.9
 
 
 def test_segments_are_judged_by_panoptic_quality() -> None:
@@ -230,7 +230,7 @@ def test_classes_are_matched_by_their_names() -> None:
     for kind, network in (
         ("semantic", Seeing),
         ("semantic", SeeingMasks),
-        ("instances", SeeingMasks),
+        ("instance", SeeingMasks),
         ("panoptic", SeeingMasks),
     ):
         usual, other = (evaluate_segments(network(one), pictures, kind) for one in (CLASSES, order))  # type: ignore[arg-type]
@@ -245,7 +245,7 @@ def test_a_pixel_of_a_class_that_the_set_does_not_have_is_one_of_which_nothing_w
     expected = sum(int(((shown == 3) & (truth != 255)).sum()) for shown, truth in zip(fewer.maps, fewer.truths, strict=True))
     assert scores.confusion[:, -1].sum() == expected > 0
     assert scores.confusion.shape == (3, 4)
-    assert "it says none of these classes" in segment_page(evaluate_segments(Seeing(), fewer), fewer)
+    assert "it says none of these classes" in segment_evaluation_page(evaluate_segments(Seeing(), fewer), fewer)
     quality: Any = evaluate_segments(SeeingMasks(), replace(fewer, things=pictures.things[:3]), "panoptic")
     assert all(one.index < 3 for worst in quality.worst for one in worst.said.segments)
 
@@ -279,11 +279,11 @@ def test_what_cannot_be_read_is_refused_or_named() -> None:
     pictures.lost.add(4)
     with pytest.raises(PictureError, match=r"drawn/002.png: It is broken."):
         evaluate_segments(Seeing(), pictures)
-    for kind in ("semantic", "instances", "panoptic"):
+    for kind in ("semantic", "instance", "panoptic"):
         told: Any = evaluate_segments(SeeingMasks(), pictures, kind, bad_pictures="skip")
         assert told.skipped == ("drawn/002.png: It is broken.", "drawn/004.png: Its labels are broken.")
         assert len(told) == 4
-        assert "2 pictures left out" in segment_page(told, pictures)
+        assert "2 pictures left out" in segment_evaluation_page(told, pictures)
     with pytest.raises(PictureError, match=r"drawn/004.png: Its labels are broken."):
         evaluate_segments(Seeing(), Drawn(drawn().maps, pictures.truths, lost={4}))
     with pytest.raises(UsageError, match="None of the 1 pictures of drawn could be read; the first: drawn/000"):
@@ -295,7 +295,7 @@ def test_where_nothing_is_known_there_is_nothing_to_judge_by() -> None:
     with pytest.raises(UsageError, match="without any labelled pixel"):
         evaluate_segments(Seeing(), nothing)
     with pytest.raises(UsageError, match="1 picture without any object came"):
-        evaluate_segments(SeeingMasks(), nothing, "instances")
+        evaluate_segments(SeeingMasks(), nothing, "instance")
 
 
 # -- the worst ----------------------------------------------------------------------------------------------------------
@@ -334,25 +334,25 @@ def test_the_page_shows_numbers_and_the_worst_pictures() -> None:
     pictures = drawn()
     for kind, heading in (("semantic", "% mean IoU on drawn"), ("panoptic", "PQ on drawn")):
         evaluation: Any = evaluate_segments(SeeingMasks(), pictures, kind)
-        told = segment_page(evaluation, pictures)
+        told = segment_evaluation_page(evaluation, pictures)
         assert f"<h1>{100 * evaluation.value:.1f} {heading}</h1>" in told
         assert told.count("<img") == 4 * 6
         assert "001.png" in told
         assert "http" not in told.replace("http-equiv", "")
-        assert "<img" not in segment_page(evaluation, title="A title")
-        assert "<h1>A title</h1>" in segment_page(evaluation, title="A title")
+        assert "<img" not in segment_evaluation_page(evaluation, title="A title")
+        assert "<h1>A title</h1>" in segment_evaluation_page(evaluation, title="A title")
         with pytest.raises(UsageError, match="not those of drawn"):
-            segment_page(evaluation, drawn(2))
+            segment_evaluation_page(evaluation, drawn(2))
         with pytest.raises(UsageError, match="not those of drawn"):
-            segment_page(evaluation, replace(pictures, classes=("a", "b", "c", "d")))
+            segment_evaluation_page(evaluation, replace(pictures, classes=("a", "b", "c", "d")))
         gone = Drawn([None, *pictures.maps[1:]], pictures.truths)
-        assert "No longer there: drawn/000.png: It is broken." in segment_page(evaluation, gone)
+        assert "No longer there: drawn/000.png: It is broken." in segment_evaluation_page(evaluation, gone)
 
 
 def test_the_pages_confusions_are_percent_of_what_is_there() -> None:
     pictures = drawn()
     table = confusion_by_hand(pictures)
-    told = segment_page(evaluate_segments(Seeing(), pictures))
+    told = segment_evaluation_page(evaluate_segments(Seeing(), pictures))
     percent = round(100 * table[1, 0] / table[1].sum())
     assert percent > 2
     assert f'<td class="miss">{percent}</td>' in told
@@ -387,8 +387,8 @@ def test_where_maps_differ_is_marked() -> None:
 
 def test_the_page_of_objects_is_that_of_detectors_in_other_words() -> None:
     pictures = drawn()
-    evaluation: Any = evaluate_segments(SeeingMasks(), pictures, "instances")
-    told = segment_page(evaluation, pictures)
+    evaluation: Any = evaluate_segments(SeeingMasks(), pictures, "instance")
+    told = segment_evaluation_page(evaluation, pictures)
     assert f"<h1>{100 * evaluation.value:.1f} mask AP on drawn</h1>" in told
     assert "boxes" not in told
     assert "AR with 1 · 10 · 100 masks" in told
@@ -407,7 +407,7 @@ def test_of_many_classes_the_page_shows_the_best_and_the_worst() -> None:
             return MapOutput(torch.nn.functional.one_hot(torch.from_numpy(maps[0]), 30).permute(2, 0, 1)[None] * 9.0)
 
     shown = Drawn([np.zeros(SIZE, dtype=np.uint8)] * 2, truths, names)
-    told = segment_page(evaluate_segments(Knowing(names), shown, batch_size=1), shown)
+    told = segment_evaluation_page(evaluate_segments(Knowing(names), shown, batch_size=1), shown)
     assert "All 30 classes, the best first" in told
     assert "kind 1 → kind 29" in told
     assert '<table class="confusion' not in told
@@ -417,7 +417,7 @@ def test_instances_that_the_set_does_not_know_are_left_out() -> None:
     """An object of a class that the set does not have is no mistake."""
     pictures = drawn(moved=-9)
     fewer = Drawn(pictures.maps, [np.where(one == 3, 255, one) for one in pictures.truths], CLASSES[:3])
-    few: Any = evaluate_segments(SeeingMasks(), fewer, "instances")
+    few: Any = evaluate_segments(SeeingMasks(), fewer, "instance")
     there = [sum((one == kind).any() for one in fewer.truths) for kind in range(3)]
     assert few.scores.support[:, 0].tolist() == there
     shown = [sum((one == kind).any() for one in fewer.maps) for kind in range(3)]

@@ -33,7 +33,7 @@ from vitral.errors import CheckpointError, PictureError, TrainingError, UsageErr
 from vitral.tasks.classification.loss import Objective
 from vitral.training import checkpoint
 from vitral.training.checkpoint import Checkpoints
-from vitral.training.classification import Classification
+from vitral.training.classification import ClassificationSubject
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.recipe import Recipe
@@ -79,7 +79,7 @@ def run(
     teacher: Teacher | None = None,
     **options: Any,
 ) -> Trained:
-    subject = Classification(pictures, recipe, held_out, teacher)
+    subject = ClassificationSubject(pictures, recipe, held_out, teacher)
     return fit(model_for(recipe, pictures.classes), subject, recipe, **options)
 
 

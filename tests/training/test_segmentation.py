@@ -28,7 +28,7 @@ from vitral.tasks.detection.loss import SetLoss
 from vitral.tasks.detection.matching import Costs
 from vitral.tasks.segmentation.loss import DETR_MASK_LOSS, MASK2FORMER_LOSS, MASKFORMER_LOSS, MapLoss, MaskLoss
 from vitral.training.checkpoint import Checkpoints
-from vitral.training.detection import Detection
+from vitral.training.detection import DetectionSubject
 from vitral.training.evaluate_objects import check_fits_objects
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained, fit
@@ -36,7 +36,7 @@ from vitral.training.optim import parameter_groups
 from vitral.training.recipe import Recipe
 from vitral.training.segmentation import (
     KnownSegments,
-    Segmentation,
+    SegmentationSubject,
     read_segmented,
     segmented_split,
     usual_segment_loss,
@@ -86,7 +86,7 @@ def kind_of(recipe: Recipe) -> Any:
 
 
 def run(recipe: Recipe, segments: Any = SCENES, *, judging: Any = None, **options: Any) -> Trained:
-    subject = Segmentation(segments, kind_of(recipe), recipe, judging)
+    subject = SegmentationSubject(segments, kind_of(recipe), recipe, judging)
     return fit(model_for(recipe, tuple(segments.classes)), subject, recipe, **options)
 
 
@@ -211,7 +211,7 @@ def test_what_fills_a_batch_up_is_not_learned() -> None:
     """Pictures of two sizes: labelled are the pixels of their own."""
     recipe = replace(MAP, augment=ObjectAugmentation(resize="shortest", sides=(32,), longest=64, flip=0.0))
     holed: Any = Holed(-1, sizes=((32, 32), (16, 32)))
-    subject = Segmentation(holed, "semantic", recipe)
+    subject = SegmentationSubject(holed, "semantic", recipe)
     model: Any = model_for(recipe, SCENES.classes)
     from vitral.data.loader import Share
 
@@ -236,7 +236,7 @@ def test_masks_teach_classes_of_pixels_too(tmp_path: Path) -> None:
     [epoch] = [one for one in told if isinstance(one, Epoch)]
     assert epoch.line is not None
     assert epoch.line.startswith("mIoU ")
-    subject = Segmentation(SCENES, "semantic", recipe)
+    subject = SegmentationSubject(SCENES, "semantic", recipe)
     assert subject._input_of(trained.model).targets == "classes"
     record = load_model(tmp_path / "run/best").record
     assert record.labels == SCENES.classes
@@ -244,7 +244,7 @@ def test_masks_teach_classes_of_pixels_too(tmp_path: Path) -> None:
     assert (record.training.miou, record.training.ap) == (trained.evaluation.value, None)
 
 
-@pytest.mark.parametrize(("kind", "measure"), [("instances", "ap"), ("panoptic", "pq")])
+@pytest.mark.parametrize(("kind", "measure"), [("instance", "ap"), ("panoptic", "pq")])
 def test_what_is_found_is_judged_and_told(kind: Any, measure: str, tmp_path: Path) -> None:
     sets = (SCENES, OTHERS) if kind == "panoptic" else (THINGS, OTHERS.scenes)
     recipe = replace(MASKS, segments=kind, epochs=1.0)
@@ -258,8 +258,8 @@ def test_what_is_found_is_judged_and_told(kind: Any, measure: str, tmp_path: Pat
 
 
 def test_a_map_is_taught_classes_whatever_else_is_known() -> None:
-    assert Segmentation(SCENES, "panoptic", MAP).taught == "semantic"
-    assert Segmentation(SCENES, "panoptic", MASKS).taught == "panoptic"
+    assert SegmentationSubject(SCENES, "panoptic", MAP).taught == "semantic"
+    assert SegmentationSubject(SCENES, "panoptic", MASKS).taught == "panoptic"
 
 
 # -- interrupted --------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def refused(
     """Before the first step, and in one sentence."""
 
     def begin() -> None:
-        subject = Segmentation(segments, kind or kind_of(recipe), recipe, judging)
+        subject = SegmentationSubject(segments, kind or kind_of(recipe), recipe, judging)
         subject.check(model_for(recipe, tuple(segments.classes)) if model is None else model)
 
     with pytest.raises(UsageError, match=sentence):
@@ -337,8 +337,8 @@ def test_boxes_alone_teach_no_masks() -> None:
     model = model_for(MASKS, SCENES.classes)
     recipe = Recipe(task="detection", objective=SetLoss(), augment=STILL)
     with pytest.raises(UsageError, match=r"A Mask2Former finds no objects, .* teach it their pixels: --task segmentation"):
-        Detection(SCENES, recipe).check(model)
-    with pytest.raises(UsageError, match=r"cannot be judged as a detector\. Judge its masks: --segments instances"):
+        DetectionSubject(SCENES, recipe).check(model)
+    with pytest.raises(UsageError, match=r"cannot be judged as a detector\. Judge its masks: --segments instance"):
         check_fits_objects(model, SCENES)
 
 
@@ -346,7 +346,7 @@ def test_what_the_loss_would_refuse_is_refused_before() -> None:
     refused(replace(MAP, objective=MapLoss(class_weights=(1.0, 2.0))), SCENES, "class_weights has 2 numbers; scenes has 8")
     batch = MapLoss(lovasz=1.0, lovasz_over="batch")
     refused(replace(MAP, objective=batch, accumulate=2), SCENES, "IoU over a batch cannot be had from its pieces")
-    Segmentation(SCENES, "semantic", replace(MAP, objective=batch)).check(model_for(MAP, SCENES.classes))
+    SegmentationSubject(SCENES, "semantic", replace(MAP, objective=batch)).check(model_for(MAP, SCENES.classes))
     refused(replace(MASKS, objective=DETR_MASK_LOSS), SCENES, "A Mask2Former says no boxes")
     refused(replace(MASKS, objective=MaskLoss(costs=Costs())), SCENES, "A Mask2Former says no boxes")
     refused(replace(MAP, objective=MapLoss(ignore=3)), SCENES, "hold 255 where nothing is known; the recipe says ignore 3")
@@ -413,7 +413,7 @@ def test_what_judges_is_said_or_found(folder: Path, tmp_path: Path) -> None:
 def test_one_split_is_asked_for_by_name(folder: Path) -> None:
     found, kind = segmented_split(folder, "test")
     assert (len(found), kind) == (2, "semantic")
-    assert len(segmented_split("scenes", "val", kind="instances")[0]) == 200
+    assert len(segmented_split("scenes", "val", kind="instance")[0]) == 200
     with pytest.raises(UsageError, match=r"has the splits train, test\. Say which"):
         segmented_split(folder)
     with pytest.raises(UsageError, match="has no split val; it has train, test"):

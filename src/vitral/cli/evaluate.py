@@ -112,7 +112,7 @@ def evaluate(
         architecture: the network, where a bare weights file does not say.
         as_json: whether stdout receives one JSON object and nothing else.
         out: a folder for the page, the numbers and, of a classifier, every answer; None for none. All are written, or none.
-        segments: of a segmenter, what of the pixels is judged: "semantic", "instances" or "panoptic". None for what the
+        segments: of a segmenter, what of the pixels is judged: "semantic", "instance" or "panoptic". None for what the
             pictures are there to teach.
 
     Raises:

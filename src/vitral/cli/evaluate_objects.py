@@ -14,7 +14,7 @@ from vitral.data.objects import ObjectSet
 from vitral.tasks.detection.metrics import ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.evaluate_segments import SegmentEvaluation
-from vitral.training.object_page import object_page
+from vitral.training.object_page import object_evaluation_page
 from vitral.training.report import MANY
 
 __all__ = ["files", "show"]
@@ -33,7 +33,7 @@ _NUMBERS = (
 
 def files(evaluation: ObjectEvaluation, objects: ObjectSet) -> dict[str, bytes]:
     """The page, by the name of its file."""
-    return {"evaluation.html": object_page(evaluation, objects).encode()}
+    return {"evaluation.html": object_evaluation_page(evaluation, objects).encode()}
 
 
 def show(evaluation: ObjectEvaluation | SegmentEvaluation, console: Console) -> None:

@@ -16,7 +16,7 @@ from vitral.tasks.detection.metrics import ObjectScores
 from vitral.tasks.segmentation.metrics import MapScores, PanopticScores
 from vitral.training.evaluate_segments import SegmentEvaluation
 from vitral.training.report import MANY
-from vitral.training.segment_page import segment_page
+from vitral.training.segment_page import segment_evaluation_page
 
 __all__ = ["files", "show"]
 
@@ -31,7 +31,7 @@ _NUMBERS = (
 
 def files(evaluation: SegmentEvaluation, pictures: SegmentSet) -> dict[str, bytes]:
     """The page, by the name of its file."""
-    return {"evaluation.html": segment_page(evaluation, pictures).encode()}
+    return {"evaluation.html": segment_evaluation_page(evaluation, pictures).encode()}
 
 
 def show(evaluation: SegmentEvaluation, console: Console) -> None:

@@ -21,11 +21,11 @@ from vitral.explanation.detection import OBJECT_METHODS, explain_objects
 from vitral.explanation.explain import explain as explain_picture
 from vitral.explanation.explain import target_class
 from vitral.explanation.methods import DEFAULT, METHODS
-from vitral.explanation.object_report import object_page
+from vitral.explanation.object_report import object_explanation_page
 from vitral.explanation.object_result import draw_objects
 from vitral.explanation.report import explanation_page
 from vitral.explanation.result import Explanation
-from vitral.explanation.segment_report import segment_page
+from vitral.explanation.segment_report import segment_explanation_page
 from vitral.explanation.segmentation import SEGMENT_METHODS, explain_segments
 from vitral.models.detection.detector import Detector
 from vitral.models.segmentation.kinds import MapNetwork, MaskNetwork
@@ -103,9 +103,9 @@ _Written = tuple[str, Path, bytes]
 def _work_of(predictor: Predictor) -> Callable[..., list[_Written]]:
     """What makes the files, by what the model says of a picture."""
     if isinstance(predictor.model, Detector):
-        return partial(_of_found, (_number, explain_objects, object_page))
+        return partial(_of_found, (_number, explain_objects, object_explanation_page))
     if isinstance(predictor.model, MapNetwork | MaskNetwork):
-        return partial(_of_found, (_segment, explain_segments, segment_page))
+        return partial(_of_found, (_segment, explain_segments, segment_explanation_page))
     return _of_classes
 
 

@@ -373,7 +373,7 @@ def evaluate(
         str, typer.Option(help="Pictures that cannot be read: refuse, or skip (and name them).")
     ] = "refuse",
     segments: Annotated[
-        str | None, typer.Option(help="Judge a segmenter by semantic, instances or panoptic; else by what DATA says first.")
+        str | None, typer.Option(help="Judge a segmenter by semantic, instance or panoptic; else by what DATA says first.")
     ] = None,
     architecture: _Architecture = None,
     exact: _Exact = False,
@@ -521,7 +521,7 @@ def check_data(
         str | None, typer.Option(help="How boxes lie, where a source has them in several ways: coco, voc or yolo.")
     ] = None,
     segments: Annotated[
-        str | None, typer.Option(help="What is read of pixels, of several: semantic, instances or panoptic.")
+        str | None, typer.Option(help="What is read of pixels, of several: semantic, instance or panoptic.")
     ] = None,
     void: Annotated[
         list[int] | None, typer.Option(help="A number in label files for what is not known; any number of times.")

@@ -23,18 +23,18 @@ from vitral.training.board import Board
 from vitral.training.evaluate import Evaluation
 from vitral.training.journal import read
 from vitral.training.loop import Epoch, Step, Trained, fit
-from vitral.training.object_page import object_page
+from vitral.training.object_page import object_evaluation_page
 from vitral.training.plan import Plan
 from vitral.training.processes import Processes
 from vitral.training.recipe import Recipe, TaskName, options_of
 from vitral.training.report import training_page
-from vitral.training.segment_page import segment_page
+from vitral.training.segment_page import segment_evaluation_page
 from vitral.training.subject import Judgement
 
 __all__ = ["Watched", "line_of", "list_recipes", "options_from", "train"]
 
 _PATIENCE = 30  # seconds
-_PAGES: dict[str, Callable[[Any, Any], str]] = {"detection": object_page, "segmentation": segment_page}
+_PAGES: dict[str, Callable[[Any, Any], str]] = {"detection": object_evaluation_page, "segmentation": segment_evaluation_page}
 """By task, the page about what came of a training. That of a classifier is part of the page about the training."""
 
 

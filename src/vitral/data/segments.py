@@ -3,14 +3,14 @@
 ```
 read_segments(path) ──> SegmentSplits ── train, val, test
     semantic     ClassMapSet          class_map(i): the class of every pixel
-    instances    ObjectSet            annotations(i).masks: the pixels of every object
+    instance     ObjectSet            annotations(i).masks: the pixels of every object
     panoptic     PanopticSet          both, of things and stuff
 ```
 
 | kind | read from |
 |---|---|
 | semantic | label files: see `vitral.data.label_files` for how they lie and `vitral.data.class_maps` for what they mean |
-| instances | COCO's `instances_*.json` (polygons and run lengths), or label files that number objects (Penn-Fudan) |
+| instance | COCO's `instances_*.json` (polygons and run lengths), or label files that number objects (Penn-Fudan) |
 | panoptic | COCO's `panoptic_*.json` and maps, of one or of two channels; or all segments in COCO's form of objects |
 
 A path is a folder, a tar archive, a JSON, or "scenes": drawn ones, of every kind. Nothing is decoded before it is asked for,
@@ -57,7 +57,7 @@ __all__ = [
 SCENES = "scenes"
 """What drawn pictures are called where a path is asked for."""
 
-SegmentKind = Literal["semantic", "instances", "panoptic"]
+SegmentKind = Literal["semantic", "instance", "panoptic"]
 """What is known of pixels: the class; the object, where there is one; or the segment, of things and of stuff."""
 
 
@@ -235,12 +235,12 @@ def _kinds(source: Source, folder: str | None = None) -> tuple[tuple[SegmentKind
     if holds_panoptic(source):
         found += ["panoptic", "semantic"]
     if source.only is not None:
-        return tuple(found or (["instances"] if source.only.lower().endswith(".json") else [])), None
+        return tuple(found or (["instance"] if source.only.lower().endswith(".json") else [])), None
     if holds_coco(source):
-        found.append("instances")
+        found.append("instance")
     pairs = None if found else label_pairs(source, folder)
     if pairs is not None:
-        found += ["instances", "semantic"] if holds_instances(pairs) else ["semantic", "instances"]
+        found += ["instance", "semantic"] if holds_instances(pairs) else ["semantic", "instance"]
     return tuple(dict.fromkeys(found)), pairs
 
 
@@ -291,7 +291,7 @@ def read_segments(
         return _apart(_scenes(kind or "semantic"), held_out, path)
     source = open_source(path)
     kinds, pairs = _kinds(source, labels)
-    all_in_coco = kind == "panoptic" and "instances" in kinds and pairs is None  # things and stuff in its form of objects
+    all_in_coco = kind == "panoptic" and "instance" in kinds and pairs is None  # things and stuff in its form of objects
     if not kinds or (kind is not None and kind not in kinds and not all_in_coco):
         wanted = "no segmented pictures" if kind is None else f"nothing that can be read as {kind}"
         raise UsageError(
@@ -307,7 +307,7 @@ def read_segments(
         else:
             _no_use([name for name in said if name in ("offset", "mapping", "colours")], "Label files that number objects")
             splits = _of_instances(source, pairs, shown, bad, classes, void)
-    elif "panoptic" in kinds and chosen != "instances":
+    elif "panoptic" in kinds and chosen != "instance":
         _no_use([name for name in said if name not in ("labels", "things")], "COCO's JSON says what its maps mean")
         splits = _of_panoptic(source, shown, bad, labels, things, chosen)
     else:
@@ -339,7 +339,7 @@ def _apart(splits: SegmentSplits, held_out: float | None, path: object) -> Segme
 
 def _scenes(kind: SegmentKind) -> SegmentSplits:
     """Drawn pictures, which need no file."""
-    masks = kind == "instances"
+    masks = kind == "instance"
     train = SyntheticScenes(count=2000, name="scenes/train", with_masks=masks)
     val = SyntheticScenes(count=200, seed=1, name="scenes/val", with_masks=masks)
     assumes = "The scenes are drawn, so that everything is known of every pixel."
@@ -399,7 +399,7 @@ def _of_instances(
         )
     nothing = ", ".join(map(str, void or ()))
     assumes = f"Each number but 0{f' and {nothing}' if nothing else ''} is an object of its picture, all of them {names[0]}."
-    return SegmentSplits(kind="instances", assumes=assumes, **sets)
+    return SegmentSplits(kind="instance", assumes=assumes, **sets)
 
 
 def _of_coco(

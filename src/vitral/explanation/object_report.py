@@ -44,10 +44,10 @@ from vitral.explanation.page_parts import (
 from vitral.explanation.prepares import Prepares
 from vitral.explanation.report import called
 
-__all__ = ["object_page"]
+__all__ = ["object_explanation_page"]
 
 
-def object_page(
+def object_explanation_page(
     predictor: Prepares,
     picture: PictureSource,
     *,

@@ -52,14 +52,14 @@ from vitral.explanation.segmentation import (
 )
 from vitral.explanation.stages import cell_of, moved
 
-__all__ = ["segment_page"]
+__all__ = ["segment_explanation_page"]
 
 _LONGEST_MASK = 480  # pixels of the map of segments on the page
 _FINEST = 96  # cells along the longer side of a map on the page
 _LARGEST = 4096  # cells of a layer whose every patch can be pointed at
 
 
-def segment_page(
+def segment_explanation_page(
     predictor: Prepares,
     picture: PictureSource,
     *,

@@ -41,11 +41,11 @@ from vitral.recipes.segmentation import (
     synthetic_panoptic,
 )
 from vitral.recipes.usual import finetune, scratch
-from vitral.training.classification import Classification
-from vitral.training.detection import SCENES, Annotated, Detection, read_annotated, usual_loss
+from vitral.training.classification import ClassificationSubject
+from vitral.training.detection import SCENES, Annotated, DetectionSubject, read_annotated, usual_object_loss
 from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.recipe import Recipe, TaskName, changed
-from vitral.training.segmentation import Segmentation, Segmented, read_segmented, usual_segment_loss
+from vitral.training.segmentation import SegmentationSubject, Segmented, read_segmented, usual_segment_loss
 from vitral.training.start import Teacher, model_for, teacher_for
 from vitral.training.subject import Subject
 
@@ -161,7 +161,7 @@ def _adapted(recipe: Recipe, model: str | None, options: Mapping[str, Any]) -> R
     if model is not None and recipe.task != "classification":
         kind = CATALOGUE[model].build if model in CATALOGUE else _kind_of(model)
         if kind is not None and (recipe.model not in CATALOGUE or kind is not CATALOGUE[recipe.model].build):
-            usual = usual_loss if recipe.task == "detection" else usual_segment_loss
+            usual = usual_object_loss if recipe.task == "detection" else usual_segment_loss
             recipe = replace(recipe, objective=usual(kind))
     return changed(recipe, options if model is None else {"model": model, **options})
 
@@ -314,12 +314,12 @@ def subject_of(splits: Opened, recipe: Recipe, teacher: Teacher | None = None) -
         UsageError: pictures that the recipe is not for, or of one class only.
     """
     if isinstance(splits, Annotated):
-        return Detection(splits.train, recipe, splits.held_out)
+        return DetectionSubject(splits.train, recipe, splits.held_out)
     if isinstance(splits, Segmented):
-        return Segmentation(splits.train, splits.kind, recipe, splits.held_out)
+        return SegmentationSubject(splits.train, splits.kind, recipe, splits.held_out)
     if len(set(splits.train.labels.tolist())) < 2:
         raise UsageError(
             f"{splits.train.name} shows pictures of one class only; a classifier needs two or more. Give a folder with a "
             "folder for each class."
         )
-    return Classification(splits.train, recipe, splits.held_out, teacher)
+    return ClassificationSubject(splits.train, recipe, splits.held_out, teacher)

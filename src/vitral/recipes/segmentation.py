@@ -222,7 +222,7 @@ def penn_fudan(*, quick: bool = False) -> Recipe:
     recipe = Recipe(
         name="penn_fudan",
         task="segmentation",
-        segments="instances",
+        segments="instance",
         model="mask2former_r50",
         network=_SMALL,
         image_size=(256, 256),
@@ -353,5 +353,5 @@ def ade20k_setr(*, quick: bool = False) -> Recipe:
 
 def _at_points(points: int, *, class_weight: float) -> MaskLoss:
     """Mask2Former's loss, masks being compared at so many points and classes weighing so much."""
-    costs = MaskCosts(classes=2.0, mask=5.0, dice=5.0, masks="cross_entropy", points=points)
+    costs = MaskCosts(classes=2.0, mask=5.0, dice=5.0, error="cross_entropy", points=points)
     return replace(MASK2FORMER_LOSS, points=points, costs=costs, class_weight=class_weight)

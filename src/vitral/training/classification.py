@@ -20,11 +20,11 @@ from vitral.training.recipe import Recipe
 from vitral.training.start import Teacher
 from vitral.training.subject import Judgement, Loss, computing
 
-__all__ = ["Classification"]
+__all__ = ["ClassificationSubject"]
 
 
 @dataclass(frozen=True, eq=False)
-class Classification:
+class ClassificationSubject:
     """The classes of pictures, as a subject of training.
 
     Args:

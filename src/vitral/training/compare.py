@@ -33,7 +33,7 @@ from vitral.errors import UnknownNameError, UsageError, VitralError
 from vitral.models.catalogue import CATALOGUE, configured
 from vitral.models.network import Network
 from vitral.models.profile import Cost, profile
-from vitral.training.classification import Classification
+from vitral.training.classification import ClassificationSubject
 from vitral.training.footprint import network_of, peak_memory
 from vitral.training.loop import Epoch, Step, fit
 from vitral.training.plan import Plan
@@ -642,7 +642,7 @@ def learn(
             raise UsageError(f"seconds must be more than 0; {seconds!r} came.")
         own = _for_time(own, splits, seconds, device)
     own = replace(own, evaluate_every=own.epochs, save_every=own.epochs)
-    subject = Classification(splits.train, own, splits.held_out)
+    subject = ClassificationSubject(splits.train, own, splits.held_out)
     trained = fit(model_for(own, splits.train.classes), subject, own, device=device, watch=watch)
     judged = trained.evaluation
     if judged is None:  # one process of several, which is not the one that judges
@@ -673,7 +673,7 @@ def _for_time(recipe: Recipe, splits: Splits, seconds: float, device: str | int 
 
     short = replace(recipe, epochs=_TRIED * recipe.batch_size / count, warmup_epochs=0.0)
     short = replace(short, evaluate_every=short.epochs, save_every=short.epochs)
-    subject = Classification(splits.train, short)
+    subject = ClassificationSubject(splits.train, short)
     fit(model_for(short, splits.train.classes), subject, short, device=device, watch=note)
     steps = max(1, int(seconds / statistics.median(took[2:])))
     epochs = steps * recipe.batch_size / count

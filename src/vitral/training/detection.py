@@ -34,7 +34,15 @@ from vitral.training.evaluate_objects import check_fits_objects, evaluate_object
 from vitral.training.recipe import Recipe
 from vitral.training.subject import Judgement, Loss, computing
 
-__all__ = ["SCENES", "Annotated", "Detection", "Known", "annotated_split", "read_annotated", "usual_loss"]
+__all__ = [
+    "SCENES",
+    "Annotated",
+    "DetectionSubject",
+    "KnownObjects",
+    "annotated_split",
+    "read_annotated",
+    "usual_object_loss",
+]
 
 SCENES = "scenes"
 """What drawn pictures are called where a path is asked for."""
@@ -43,7 +51,7 @@ SCENES = "scenes"
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class KnownObjects:
     """An annotated set as a training knows it again.
 
     Args:
@@ -166,7 +174,7 @@ def _scenes() -> ObjectSplits:
 # -- the subject ---------------------------------------------------------------------------------------------------------
 
 
-def usual_loss(model: type[nn.Module]) -> SetLoss:
+def usual_object_loss(model: type[nn.Module]) -> SetLoss:
     """What the network's paper makes small; DETR's where there is none of its own.
 
     Networks that look at every place of a picture have a loss without choices, and ask for none of this.
@@ -178,7 +186,7 @@ def usual_loss(model: type[nn.Module]) -> SetLoss:
 
 
 @dataclass(frozen=True, eq=False)
-class Detection:
+class DetectionSubject:
     """The objects in pictures, as a subject of training.
 
     The loss of networks whose queries are matched with objects (`SetOutput`) is the recipe's; of those that look at every
@@ -204,14 +212,14 @@ class Detection:
             raise UsageError(f"The recipe {self.recipe.name} is for {self.recipe.task}, not for detection.")
 
     @cached_property
-    def pictures(self) -> Known:
+    def pictures(self) -> KnownObjects:
         """What is learned from."""
-        return Known(self.objects)
+        return KnownObjects(self.objects)
 
     @cached_property
-    def held_out(self) -> Known | None:
+    def held_out(self) -> KnownObjects | None:
         """What the network is judged by."""
-        return None if self.judging is None else Known(self.judging)
+        return None if self.judging is None else KnownObjects(self.judging)
 
     @property
     def objective(self) -> SetLoss:

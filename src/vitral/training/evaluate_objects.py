@@ -221,7 +221,7 @@ def _evaluation(objects: ObjectSet, name: str, metric: ObjectMetric, skipped: li
 
 def _checked_model(model: nn.Module) -> tuple[Record, Preprocessing, int]:
     """What the model's record says, and how many classes it has."""
-    or_else = " Judge its masks: --segments instances." if "image-segmentation" in getattr(model, "tasks", ()) else ""
+    or_else = " Judge its masks: --segments instance." if "image-segmentation" in getattr(model, "tasks", ()) else ""
     without = f"does not say where things are, so it cannot be judged as a detector.{or_else}"
     return asked_record(model, "object-detection", without)
 

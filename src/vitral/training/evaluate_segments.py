@@ -36,7 +36,7 @@ from vitral.training.naming import asked_record, places_of_classes
 
 __all__ = ["SegmentEvaluation", "Worst", "check_fits_segments", "evaluate_segments"]
 
-_VALUE = {"semantic": "miou", "instances": "ap", "panoptic": "pq"}
+_VALUE = {"semantic": "miou", "instance": "ap", "panoptic": "pq"}
 _WORST = 12  # pictures of which the answer is kept
 
 
@@ -151,11 +151,10 @@ def evaluate_segments(
     """
     check_reading(bad_pictures, decoding)
     record, preprocessing, places = _checked(model, pictures, kind)
-    judge = _JUDGES[kind](pictures, places, edges)
-    usual = Options(threshold=0.0) if kind == "instances" else Options()
-    fused = tuple(np.flatnonzero(~judge.things[places] & (places >= 0)).tolist()) if kind == "panoptic" else ()
-    subtask: Any = "instance" if kind == "instances" else kind
-    chosen = replace(usual if options is None else options, subtask=subtask, fused=fused)
+    if edges and kind != "semantic":
+        raise UsageError(f"Edges are those of classes; {kind} was to be judged. Leave edges out, or judge kind='semantic'.")
+    judge = _Classes(pictures, places, edges=edges) if kind == "semantic" else _JUDGES[kind](pictures, places)
+    chosen = judge.options(options)
     worst: list[tuple[float, int, Worst]] = []  # a heap: on top the one that would leave first
     started, skipped, done = time.perf_counter(), list[str](), 0
     for batch in answers_of(
@@ -233,9 +232,10 @@ def _checked(
 class _Judge(Protocol):
     """Holds the answer to one picture after the other against what is there."""
 
-    things: Any
+    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"]) -> None: ...
 
-    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"], edges: bool) -> None: ...
+    def options(self, given: Options | None) -> Options:
+        """How what the model says becomes the answer that is judged."""
 
     def add(self, place: int, said: Any) -> Worst | None:
         """One picture; and how it looks alone, if that is kept."""
@@ -247,10 +247,14 @@ class _Judge(Protocol):
 class _Classes(_Judge):
     """The class of every pixel."""
 
-    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"], edges: bool) -> None:
+    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"], *, edges: bool = False) -> None:
         self.pictures, self.ignore = pictures, int(pictures.ignore)
         self.metric = MapMetric(pictures.classes, ignore=self.ignore, edges=edges)
         self.table = np.where(places < 0, self.ignore, places).astype(np.int32)
+
+    def options(self, given: Options | None) -> Options:
+        """See `_Judge`."""
+        return replace(given or Options(), subtask="semantic", fused=())
 
     def add(self, place: int, said: Segmentation) -> Worst | None:
         """See `_Judge`."""
@@ -275,9 +279,13 @@ class _Classes(_Judge):
 class _Objects(_Judge):
     """Objects, one by one; the metric keeps the worst mistakes itself."""
 
-    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"], edges: bool) -> None:
+    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"]) -> None:
         self.pictures, self.places = pictures, places
         self.metric = ObjectMetric(pictures.classes, by="masks")
+
+    def options(self, given: Options | None) -> Options:
+        """See `_Judge`. Average precision needs every object, whatever its score."""
+        return replace(given or Options(threshold=0.0), subtask="instance", fused=())
 
     def add(self, place: int, said: Instances) -> Worst | None:
         """See `_Judge`."""
@@ -294,9 +302,15 @@ class _Objects(_Judge):
 class _Segments(_Judge):
     """Things and stuff."""
 
-    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"], edges: bool) -> None:
-        self.pictures, self.places, self.things = pictures, places, np.array(pictures.things, dtype=bool)
+    def __init__(self, pictures: Any, places: Int64[np.ndarray, " c"]) -> None:
+        self.pictures, self.places = pictures, places
         self.metric = PanopticMetric(pictures.classes, pictures.things)
+
+    def options(self, given: Options | None) -> Options:
+        """See `_Judge`. All that a picture shows of a kind of stuff is one segment."""
+        stuff = ~np.array(self.pictures.things, dtype=bool)
+        fused = np.flatnonzero(stuff[self.places] & (self.places >= 0)).tolist()
+        return replace(given or Options(), subtask="panoptic", fused=tuple(fused))
 
     def add(self, place: int, said: Panoptic) -> Worst | None:
         """See `_Judge`."""
@@ -321,4 +335,4 @@ class _Segments(_Judge):
         return self.metric.result()
 
 
-_JUDGES: dict[SegmentKind, type[_Judge]] = {"semantic": _Classes, "instances": _Objects, "panoptic": _Segments}
+_JUDGES: dict[SegmentKind, type[_Judge]] = {"semantic": _Classes, "instance": _Objects, "panoptic": _Segments}

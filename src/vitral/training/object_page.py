@@ -18,7 +18,7 @@ from vitral.tasks.detection.metrics import RECALLS, JudgedBy, Miss, ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.report import MANY
 
-__all__ = ["object_page"]
+__all__ = ["object_evaluation_page"]
 
 _EACH = 10  # best and worst classes, of many
 _CHARTS = 6  # classes with a chart of their own
@@ -30,7 +30,7 @@ _FORM = ".0%"
 _ONE: dict[JudgedBy, str] = {"boxes": "box", "masks": "mask"}
 
 
-def object_page(
+def object_evaluation_page(
     evaluation: ObjectEvaluation, objects: ObjectSet | None = None, title: str = "", *, by: JudgedBy = "boxes"
 ) -> str:
     """A page about how good a detector is, one HTML file that needs no network.

@@ -39,7 +39,7 @@ class Recipe:
     Attributes:
         name: what the recipe is called.
         task: what is trained for; the objective and the augmentation are those of the task.
-        segments: of segmentation, what of the pixels is taught: "semantic", "instances" or "panoptic"; None: what the
+        segments: of segmentation, what of the pixels is taught: "semantic", "instance" or "panoptic"; None: what the
             pictures say first.
         model: a network of the catalogue, to start from fresh weights, or a checkpoint (a folder, a file or a Hub id), whose
             head is replaced by one for the classes of the data.

@@ -21,10 +21,10 @@ from vitral.tasks.segmentation.metrics import MapScores, PanopticScores
 from vitral.tasks.segmentation.result import Panoptic, Segmentation
 from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.evaluate_segments import SegmentEvaluation, Worst
-from vitral.training.object_page import object_page
+from vitral.training.object_page import object_evaluation_page
 from vitral.training.report import MANY
 
-__all__ = ["segment_page"]
+__all__ = ["segment_evaluation_page"]
 
 _EACH = 10  # best and worst classes, of many
 _CONFUSIONS = 20
@@ -43,11 +43,11 @@ _STYLE = """
 """
 
 
-def segment_page(evaluation: SegmentEvaluation, pictures: SegmentSet | None = None, title: str = "") -> str:
+def segment_evaluation_page(evaluation: SegmentEvaluation, pictures: SegmentSet | None = None, title: str = "") -> str:
     """A page about how good a segmenter is, one HTML file that needs no network.
 
     Of classes and of segments it shows the worst pictures beside what is true of them; of objects the worst mistakes, as
-    `object_page` does.
+    `object_evaluation_page` does.
 
     Args:
         evaluation: what it said, held against what is there.
@@ -64,7 +64,7 @@ def segment_page(evaluation: SegmentEvaluation, pictures: SegmentSet | None = No
     if isinstance(scores, ObjectScores):
         shared = {one.name: getattr(evaluation, one.name) for one in fields(ObjectEvaluation)}
         told: Any = pictures
-        return object_page(
+        return object_evaluation_page(
             ObjectEvaluation(**shared), told, title or f"{value:.1f} mask AP on {evaluation.data}", by="masks"
         )
     if pictures is not None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from vitral.data.class_maps import ClassMaps
 from vitral.data.loader import Share
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.pictures import BadPictures
@@ -32,7 +33,7 @@ from vitral.training.evaluate_segments import check_fits_segments, evaluate_segm
 from vitral.training.recipe import Recipe
 from vitral.training.subject import Judgement, Loss, computing
 
-__all__ = ["KnownSegments", "Segmentation", "Segmented", "read_segmented", "segmented_split", "usual_segment_loss"]
+__all__ = ["KnownSegments", "SegmentationSubject", "Segmented", "read_segmented", "segmented_split", "usual_segment_loss"]
 
 # -- what is learned from ------------------------------------------------------------------------------------------------
 
@@ -137,8 +138,13 @@ class KnownSegments:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the classes and the names of pictures (SHA-256, 64 hexadecimal digits); pixels are no part of it."""
+        """A digest of the classes, the names of pictures and what label files mean (SHA-256, 64 hexadecimal digits).
+
+        Pixels are no part of it.
+        """
         told: list[Any] = [type(self.segments).__name__, self.name, list(self.segments.classes), list(self.segments.names)]
+        if isinstance(self.segments, ClassMaps):
+            told.append(asdict(self.segments.labelling))
         if isinstance(self.segments, SyntheticScenes | SegmentedScenes):
             told.append(asdict(self.segments))  # the names of drawn pictures say nothing of them
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
@@ -156,7 +162,7 @@ def usual_segment_loss(model: type[nn.Module]) -> MapLoss | MaskLoss:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class SegmentationSubject:
     """The pixels of pictures, as a subject of training.
 
     A `MapLoss` teaches the class of every pixel. A `MaskLoss` teaches masks: of objects or of segments, where the pictures
@@ -351,6 +357,6 @@ class Segmentation:
 _MAP_TERMS = ("cross_entropy", "focal", "dice", "lovasz")
 _LINES = {
     "semantic": (("mIoU", "miou"), ("pixels", "pixel_accuracy")),
-    "instances": (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75")),
+    "instance": (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75")),
     "panoptic": (("PQ", "pq"), ("SQ", "sq"), ("RQ", "rq")),
 }

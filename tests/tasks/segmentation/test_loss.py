@@ -422,7 +422,7 @@ def test_mistakes_about_masks_are_sentences(unchecked: None) -> None:
             with pytest.raises(TrainingError, match=f"The model's {name} for picture 1 of the batch are not finite"):
                 loss(output_of([said, PredictedMasks(**broken)]), targets, 3)
     with pytest.raises(UnknownNameError, match="'focal'"):
-        MaskLoss(masks="focale")  # type: ignore[arg-type]
+        MaskLoss(error="focale")  # type: ignore[arg-type]
     for options in ({"alpha": 1.5}, {"importance": 2.0}, {"oversample": 0.5}, {"points": 0}, {"dice_weight": -1.0}):
         with pytest.raises(UsageError, match=f"{next(iter(options))} must be"):
             MaskLoss(**options)  # type: ignore[arg-type]

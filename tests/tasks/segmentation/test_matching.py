@@ -48,7 +48,7 @@ def cost(layer: PredictedMasks, place: int, query: int, objects: Objects, one: i
     p = said.sigmoid()
     right = torch.where(wanted > 0, p, 1 - p)
     error = -right.log()
-    if costs.masks == "focal":
+    if costs.error == "focal":
         error = torch.where(wanted > 0, 0.25, 0.75) * (1 - right) ** 2 * error
     dice = 1 - (2 * (p * wanted).sum() + 1) / (p.sum() + wanted.sum() + 1)
     by_class = -layer.logits[place, query].double().softmax(-1)[objects.labels[one]]
@@ -63,7 +63,7 @@ def cost(layer: PredictedMasks, place: int, query: int, objects: Objects, one: i
     st.sampled_from(["focal", "cross_entropy"]),
 )
 def test_no_other_assignment_is_cheaper(seed: int, counts: list[int], queries: int, masks: str) -> None:
-    costs = MaskCosts(classes=2.0, mask=5.0, dice=5.0, masks=masks)  # type: ignore[arg-type]
+    costs = MaskCosts(classes=2.0, mask=5.0, dice=5.0, error=masks)  # type: ignore[arg-type]
     layers, targets = drawn(seed, queries, counts, 2)
     pairs = match_masks(layers, targets, costs)
     assert [len(one) for one in pairs] == [len(counts)] * 2

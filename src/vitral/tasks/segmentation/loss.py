@@ -245,7 +245,7 @@ class MaskLoss:
         dice_weight: the weight of 1 − the dice.
         l1_weight: the weight of the distance of boxes, the sum over cxcywh in [0, 1].
         giou_weight: the weight of 1 − the generalized IoU.
-        masks: how wrong a pixel is.
+        error: how wrong a pixel is.
         costs: what matching rests on: masks (`MaskCosts`) or boxes (`Costs`).
         nothing: how much a query counts that is to become nothing.
         points: at how many points of each mask; None: at all pixels.
@@ -265,7 +265,7 @@ class MaskLoss:
     dice_weight: float = 1.0
     l1_weight: float = 0.0
     giou_weight: float = 0.0
-    masks: MaskError = "focal"
+    error: MaskError = "focal"
     costs: MaskCosts | Costs = field(default_factory=MaskCosts)
     nothing: float = 0.1
     points: int | None = None
@@ -364,7 +364,7 @@ class MaskLoss:
             true = sampled_masks(wanted, points, chosen.objects)
         found = said.sigmoid()
         error = F.binary_cross_entropy_with_logits(said, true, reduction="none")
-        if self.masks == "focal":
+        if self.error == "focal":
             balance = 1 - self.alpha + (2 * self.alpha - 1) * true
             error = balance * (found + true - 2 * found * true) ** self.gamma * error
         dice = 1 - (2 * (found * true).sum(1) + 1) / (found.sum(1) + true.sum(1) + 1)
@@ -378,9 +378,9 @@ MASK2FORMER_LOSS = MaskLoss(
     class_weight=2.0,
     mask_weight=5.0,
     dice_weight=5.0,
-    masks="cross_entropy",
+    error="cross_entropy",
     points=12_544,
-    costs=MaskCosts(classes=2.0, mask=5.0, dice=5.0, masks="cross_entropy", points=12_544),
+    costs=MaskCosts(classes=2.0, mask=5.0, dice=5.0, error="cross_entropy", points=12_544),
 )
 """Cheng et al. 2022, Mask2Former, section 4.1; 112 · 112 points of each mask."""
 

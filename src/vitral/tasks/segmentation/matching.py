@@ -34,7 +34,7 @@ class MaskCosts:
         mask: the weight of the mean error of the mask's pixels.
         dice: the weight of 1 − the dice of the masks, 2 · what they share over the sum of both, with 1 added above and below
             (Cheng et al. 2021, MaskFormer, section 4.1, as published in code).
-        masks: how wrong a pixel is.
+        error: how wrong a pixel is.
         points: at how many points of each picture masks are compared, the same for all its queries and objects; None: at
             every cell of the network's map.
         alpha: of "focal": the share of what is the object, against 1 − alpha.
@@ -48,7 +48,7 @@ class MaskCosts:
     classes: float = 1.0
     mask: float = 20.0
     dice: float = 1.0
-    masks: MaskError = "focal"
+    error: MaskError = "focal"
     points: int | None = None
     alpha: float = 0.25
     gamma: float = 2.0
@@ -161,7 +161,7 @@ def _table(
         said = sampled(said[None], points)[0]
     chances = torch.cat([layer.logits[place] for layer in layers]).float().softmax(-1)
     found = said.sigmoid()
-    if costs.masks == "cross_entropy":
+    if costs.error == "cross_entropy":
         as_nothing, gain = F.softplus(said), -said
     else:
         as_nothing = (1 - costs.alpha) * found**costs.gamma * F.softplus(said)
