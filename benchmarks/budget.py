@@ -159,7 +159,7 @@ def main() -> None:
     asked.add_argument("--threads", type=int, default=2)
     asked.add_argument("--workers", type=int, default=1)
     asked.add_argument("--train-only", action="store_true")
-    told = asked.parse_args()
+    told = asked.parse_intermixed_args()
     torch.set_num_threads(told.threads)
     contest = _CONTESTS[told.contest]
     base = replace(contest.recipe, workers=told.workers, evaluate_every=5, save_every=5)

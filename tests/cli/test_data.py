@@ -11,7 +11,7 @@ import pytest
 from typer.testing import Result
 
 from tests.data.annotated import coco
-from tests.data.segmented import pairs, panoptic
+from tests.data.segmented import pairs, panoptic, photo
 from tests.data.trees import folder
 
 Vitral = Callable[..., Result]
@@ -136,3 +136,11 @@ def test_a_json_of_segments_is_no_json_of_boxes(vitral: Vitral, tmp_path: Path) 
     assert ran.exit_code == 0, ran.output
     assert ["dog", "thing", "14.58", "%"] in [line.split() for line in ran.stdout.splitlines()]
     assert "Read as panoptic." in ran.stdout
+
+
+def test_label_files_that_nobody_can_tell_apart_are_not_looked_at_as_classes(vitral: Vitral, tmp_path: Path) -> None:
+    root = pairs(tmp_path / "streets", {"0": np.zeros((4, 6), dtype=np.int64)})
+    photo(root / "images" / "0.jpeg")
+    ran = vitral("data", "check", root)
+    assert ran.exit_code == 2
+    assert "two pictures of one name" in ran.stderr

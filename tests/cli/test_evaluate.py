@@ -17,6 +17,7 @@ from PIL import Image
 from tests.cli.conftest import LABELS
 from vitral.cli import evaluate as cli_evaluate
 from vitral.cli import evaluate_pictures
+from vitral.data.splits import read_splits
 from vitral.errors import PictureError, UnknownNameError, UsageError
 from vitral.pipelines.predictor import load
 
@@ -75,6 +76,19 @@ def test_json_is_one_object_that_says_what_the_predictor_says(
     assert told["pictures"] == 9
     assert [row["support"] for row in told["classes"]] == [3, 3, 3]
     assert [row["label"] for row in told["classes"]] == list(LABELS)
+
+
+def test_what_a_training_held_out_is_judged_again(
+    ask: Evaluate, labelled: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The same share of the same names is the same pictures."""
+    ask(data=labelled / "test", held_out=0.34, as_json=True, out=tmp_path / "answers")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["data"], told["pictures"]) == ("test, held out", 3)
+    rows = list(csv.DictReader((tmp_path / "answers" / "predictions.csv").open(encoding="utf-8")))
+    apart = read_splits(labelled / "test", 0.34).held_out
+    assert apart is not None
+    assert sorted(row["name"] for row in rows) == sorted(apart.names)
 
 
 def test_the_tables_say_the_same_in_80_columns(ask: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +202,11 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dtype": "float99"}, "Unknown dtype"),
         ({"split": "train"}, "has no split train"),
         ({"split": "tset"}, "Did you mean 'test'"),
+        ({"split": "test", "held_out": 0.5}, "leave --split out"),
+        ({"held_out": 0.5}, "has no split train"),
+        ({"edges": True}, "holds no segmented pictures"),
+        ({"void": (0,)}, "holds no segmented pictures"),
+        ({"data": "scenes", "held_out": 0.5}, "has a split val with 200 pictures"),
         ({"data": "no/such/folder"}, "There is no file or folder"),
     ],
 )

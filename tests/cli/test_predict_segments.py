@@ -13,6 +13,7 @@ from PIL import Image
 from tests.pipelines.brightest import Brightest, painted
 from tests.pipelines.lit import Lit, LitMasks
 from vitral.cli.predict import predict
+from vitral.cli.show import Screen
 from vitral.errors import UsageError
 from vitral.pipelines.predictor import Predictor
 
@@ -55,6 +56,10 @@ def test_segments_and_objects_have_scores(
     assert [row.split()[0] for row in capsys.readouterr().out.splitlines()[2:]] == ["dark", "light", "thing"]
     assert predict(lamps[:1], "x", threshold=1.0, **USUAL) == 0
     assert capsys.readouterr().out.splitlines()[1] == "  nothing above the threshold"
+    assert predict(lamps[:1], "x", mask_threshold=1.0, **USUAL) == 0  # no pixel is anyone's own beyond doubt
+    assert capsys.readouterr().out.splitlines()[1:] != [titles, *rows]
+    assert predict(lamps[:1], "x", overlap_threshold=1.0, **USUAL) == 0  # nobody has more than all of its pixels
+    assert capsys.readouterr().out.splitlines()[1] == "  nothing above the threshold"
 
 
 def test_maps_lie_beside_drawings(
@@ -88,10 +93,32 @@ def test_windows_walk_a_large_picture(
     assert windows.out == capsys.readouterr().out
 
 
+def test_windows_are_counted(lamps: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked(monkeypatch, Lit())
+    told: list[tuple[int, int, bool]] = []
+
+    def count(screen: Screen, done: int, total: int) -> None:
+        told.append((done, total, screen.progress.tasks[0].visible))
+
+    monkeypatch.setattr(Screen, "windows", count)
+    monkeypatch.setattr("vitral.cli.predict._MANY_WINDOWS", 15)
+    assert predict(lamps[:1], "x", window=20, overlap=0.0, **USUAL) == 0  # of 40 × 60 pixels
+    assert told == [(done, 6, False) for done in range(1, 7)]
+    assert "windows" not in capsys.readouterr().err
+    assert predict(lamps[:1], "x", window=10, overlap=0.0, **USUAL) == 0
+    assert capsys.readouterr().err.startswith("24 windows, one after another.")
+    told.clear()
+    assert predict(lamps[:2], "x", window=20, overlap=0.0, **USUAL) == 0
+    assert all(visible for *_, visible in told)
+
+
 def test_options_without_a_use_are_refused(lamps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked(monkeypatch, Lit())
     with pytest.raises(UsageError, match="--threshold is for models that find objects"):
         predict(lamps, "x", threshold=0.3, **USUAL)
+    for name in ("mask_threshold", "overlap_threshold"):
+        with pytest.raises(UsageError, match="are for segmenters that draw masks"):
+            predict(lamps, "x", **{name: 0.3}, **USUAL)
     with pytest.raises(UsageError, match="--top-k is for"):
         predict(lamps, "x", **USUAL | {"top_k": 3})
     with pytest.raises(UsageError, match="--overlap is for windows"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typer.testing import Result
 from tests.training.test_evaluate_segments import Seeing, SeeingMasks, drawn
 from vitral.cli import evaluate as cli_evaluate
 from vitral.cli.evaluate_segments import files, show
+from vitral.cli.train import _told
 from vitral.data.synthetic import SegmentedScenes, SyntheticScenes
+from vitral.recipes.catalogue import opened, recipe_for
 from vitral.training.evaluate_segments import evaluate_segments
 
 Vitral = Callable[..., Result]
@@ -69,6 +72,49 @@ def test_a_segmenter_from_the_command_line(vitral: Vitral, streets: Path, tmp_pa
     assert "nothing that can be read as panoptic" in wrong.stderr
 
 
+def test_what_label_files_mean_and_what_is_held_out_is_said_again(vitral: Vitral, streets: Path, tmp_path: Path) -> None:
+    """Two folders of label files, no splits: which folder, and which share, is said to the training and to its judge."""
+    root, out = tmp_path / "streets", tmp_path / "run"
+    for kind, split in ((kind, split) for kind in ("images", "labels") for split in ("train", "val")):
+        shutil.copytree(streets / kind / split, root / kind, dirs_exist_ok=True)
+    shutil.copytree(root / "labels", root / "masks")
+    shutil.copy(streets / "classes.txt", root)
+    words = ("--recipe", "camvid", "--quick", "--epochs", "1", "--batch-size", "4", "--image-size", "32", "--out", out)
+    meant = ("--labels", "masks", "--held-out", "0.34")
+    assert "Say in which folder" in vitral("train", root, *words).stderr
+    done = vitral("train", root, *words, *meant)
+    assert done.exit_code == 0, done.stderr
+    assert "learns 8 classes from 4 pictures, judged by 2 others" in " ".join(done.stdout.split())
+    others = vitral("train", root, *words, "--labels", "labels", "--held-out", "0.34")
+    assert others.exit_code == 2
+    assert "judged by other pictures" in others.stderr
+    longer = vitral("train", root, *words, *meant, "--weight-decay", "0.5")
+    assert longer.exit_code == 2
+    assert f"begin with its weights: --model {out / 'best'}" in " ".join(longer.stderr.split())
+
+    judged = vitral("evaluate", root, "--model", out / "best", *meant, "--edges", "--json")
+    assert judged.exit_code == 0, judged.stderr
+    numbers = json.loads(judged.stdout)
+    assert (numbers["data"], numbers["pictures"]) == ("streets/train, held out", 2)
+    assert f"reaches mIoU {100 * numbers['miou']:.1f}" in " ".join(done.stdout.split())
+    assert 0 <= numbers["boundary_iou"] <= 1
+    twice = vitral("evaluate", root, "--model", out / "best", *meant, "--split", "train")
+    assert twice.exit_code == 2
+    assert "leave --split out" in twice.stderr
+
+
+def test_what_a_backbone_begins_with_is_told() -> None:
+    recipe = recipe_for("scratch_segmenter", model="segformer_b0", backbone="nvidia/mit-b0")
+    told = _told(recipe, opened("scenes", task="segmentation"), Path("run"))
+    assert told.startswith("segformer_b0, whose backbone begins with nvidia/mit-b0, learns 14 classes from 2,000 pictures")
+
+
+def test_edges_are_those_of_classes(vitral: Vitral) -> None:
+    refused = vitral("evaluate", "scenes", "--model", "x", "--split", "val", "--segments", "instance", "--edges")
+    assert refused.exit_code == 2
+    assert "would be judged as instance" in refused.stderr
+
+
 def test_scenes_are_judged_by_what_is_asked_for(vitral: Vitral, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A segmenter's picture set is named by the kind of its segments, where it could be a detector's too."""
     asked: list[Any] = []
@@ -99,7 +145,12 @@ def test_a_misspelt_kind_of_segments_is_refused(vitral: Vitral) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--model", "vit_ti16"), "A ViT says nothing of pixels"),
+        (
+            ("--model", "vit_ti16"),
+            "A ViT says nothing of pixels, which the pictures of streets/train are to teach. "
+            "A segmenter has such a backbone: --model segmenter_vit_ti16_mask (see",
+        ),
+        (("--recipe", "synthetic_scenes", "--void", "0", "--offset", "1"), "void and offset say what label files mean"),
         (("--recipe", "camvid", "--quick", "--dise", "1"), "Did you mean 'dice'"),
         (("--recipe", "penn_fudan", "--quick", "--segments", "semantic", "--held-out", "0.5"), "has a split val"),
         (("--recipe", "camvid", "--task", "detection"), "The recipe camvid is for segmentation"),

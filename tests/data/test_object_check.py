@@ -65,7 +65,7 @@ def test_boxes_in_pictures_whose_size_nobody_says(tmp_path: Path) -> None:
     root = voc(tmp_path, {"x": f"<annotation>{voc_object('dog', 1, 1, 90, 5)}</annotation>"})
     report = check_objects(root)
     assert [one.kind for one in report.problems] == ["outside"]
-    assert "annotation 1 (x.jpg)" in str(report.problems[0])
+    assert "JPEGImages/x.jpg, annotation 1: " in str(report.problems[0])
 
 
 def test_other_formats_are_looked_at_too(tmp_path: Path) -> None:

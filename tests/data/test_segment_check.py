@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from tests.data.annotated import coco
 from tests.data.segmented import label_file, numbers, pairs, panoptic, photo
@@ -51,8 +52,11 @@ def test_everything_wrong_is_found_at_once(tmp_path: Path) -> None:
     wrong = by_kind["unknown class"]
     assert wrong.file == str(root / "labels" / "void.png")
     assert wrong.annotation == "7"
-    assert wrong.reason.startswith("6 pixels hold 7, which is no class.")
-    assert wrong.reason.endswith("void=[7]; if it is a class, name all classes: classes=[…].")
+    assert wrong.reason == "6 pixels hold 7, which is no class."
+    assert report.advice == (
+        "If 7 says that nothing is known, name it: void=[7] (--void 7); if it is a class, name all classes: classes=[…], or "
+        "a classes.txt beside the pictures.",
+    )
     assert "It has 12 × 16 pixels (height × width), but its labels have 12 × 15" in by_kind["size"].reason
     assert report.counts["train"].unlabelled == 6
     assert report.without_pixels("train") == ("never",)
@@ -107,3 +111,63 @@ def test_a_training_reads_what_is_left(tmp_path: Path) -> None:
     splits = read_segments(root, bad="skip")
     assert [one.kind for one in check_segments(splits).problems] == ["missing"]
     assert len(splits.sets["train"]) == 2
+
+
+def test_broken_labels_are_all_listed_where_nobody_named_the_classes(tmp_path: Path) -> None:
+    root = pairs(tmp_path, {stem: numbers(0, [0, 1]) for stem in "abc"})
+    for stem in "ab":
+        (root / "labels" / f"{stem}.png").write_bytes(b"no")
+    report = check_segments(root)
+    assert report.kinds == {"unreadable": 2}
+    assert report.classes == ("class 0", "class 1")
+
+
+def test_what_to_do_is_said_once_for_many_files(tmp_path: Path) -> None:
+    root = pairs(tmp_path, {stem: numbers(seed, [0, 1, 2]) for seed, stem in enumerate("abcd")})
+    report = check_segments(root, classes=["x", "y"])
+    assert report.kinds == {"unknown class": 4}
+    assert [one.split(":")[0] for one in report.advice] == ["If 2 says that nothing is known, name it"]
+    assert report.to_dict()["advice"] == list(report.advice)
+
+
+def test_a_split_without_any_class_is_no_set_with_nothing_wrong(tmp_path: Path) -> None:
+    nothing = np.full((4, 6), 255)
+    root = pairs(tmp_path, {"train/a": numbers(0, [0, 1]), "val/b": nothing, "test/c": nothing})
+    report = check_segments(root)
+    assert [(one.kind, one.file.split("/")[-1]) for one in report.problems] == [
+        ("empty", "val")
+    ]  # a test may keep its answers
+    assert "No pixel of its pictures is of any class" in report.problems[0].reason
+
+
+def turned(path: Path, size: tuple[int, int], orientation: int) -> None:
+    """A picture that EXIF turns."""
+    photo(path, size)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "picture", "labels", "found"),
+    [
+        (3, (12, 16), (12, 16), "its size does not tell whether its labels are turned"),
+        (6, (12, 12), (12, 12), "its size does not tell whether its labels are turned"),
+        (6, (12, 16), (12, 16), "Turn its labels likewise, or take the orientation out of its EXIF"),
+        (6, (12, 16), (16, 12), None),  # so are the labels, by their size
+        (1, (12, 12), (12, 12), None),
+    ],
+)
+def test_pictures_that_exif_turns(
+    tmp_path: Path, orientation: int, picture: tuple[int, int], labels: tuple[int, int], found: str | None
+) -> None:
+    root = pairs(tmp_path, {"a": numbers(0, [0, 1], labels)})
+    turned(root / "images" / "a.jpg", picture, orientation)
+    report = check_segments(root)
+    if found is None:
+        assert not report.problems
+    else:
+        assert [one.kind for one in report.problems] == ["size"]
+        assert found in report.problems[0].reason
+        assert bool(report.advice) == ("does not tell" in found)

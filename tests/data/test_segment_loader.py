@@ -146,7 +146,10 @@ def test_labels_that_do_not_fit_are_refused_or_left_out(tmp_path: Path) -> None:
     assert len(found) == 1
     assert "which is no class" in found.skipped[0]
     label_file(root / "labels" / "a.png", numbers(0, [0, 1], (12, 17)))
-    with pytest.raises(PictureError, match=r"a\.jpg: It has 12 × 16 pixels .* but its labels have 12 × 17"):
+    with pytest.raises(PictureError, match=r"a\.jpg: It has 12 × 16 pixels .* but its labels have 12 × 17.*the same size"):
+        batch_of(one, prepare, 2)
+    label_file(root / "labels" / "a.png", numbers(0, [0, 1], (16, 12)))
+    with pytest.raises(PictureError, match=r"its labels have 16 × 12\. Pictures are turned upright as their EXIF says"):
         batch_of(one, prepare, 2)
 
 

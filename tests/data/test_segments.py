@@ -15,8 +15,9 @@ from PIL import Image
 from tests.data.annotated import coco
 from tests.data.segmented import label_file, numbers, pairs, panoptic, photo
 from vitral.data.class_maps import Labelling
+from vitral.data.listed import set_apart
 from vitral.data.objects import ObjectSet
-from vitral.data.segments import ClassMapSet, PanopticSet, read_segments, segment_kinds, set_apart
+from vitral.data.segments import ClassMapSet, PanopticSet, known_of, read_segments, segment_kinds
 from vitral.data.synthetic import SegmentedScenes, SyntheticScenes
 from vitral.errors import PictureError, UnknownNameError, UsageError
 
@@ -53,7 +54,9 @@ def test_pairs_are_found_and_read_back(tmp_path: Path, layout: tuple[str, str]) 
         np.testing.assert_array_equal(one.class_map(index), values)
         assert one.size_of(index) == one.read(index).size == (12, 16)
     assert splits.assumes == (
-        "As nothing says otherwise, 0 to 2 are the 3 classes; 255 says that nothing is known (ignored: 255 in class maps)."
+        "As nothing says otherwise, 0 to 2 are the 3 classes; 255 says that nothing is known (ignored: 255 in class maps). "
+        "No names of classes were found: if 0 says that nothing is known, say offset=1 (--offset 1), or so in a classes.txt "
+        "beside the pictures (0 void, 1 road, …)."
     )
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(one)).class_map(-1), maps["c10"])
     with pytest.raises(IndexError, match="there is none at 3"):
@@ -234,7 +237,7 @@ def test_what_is_no_class_is_refused_with_file_number_count_and_remedy(tmp_path:
     root = pairs(tmp_path, {"a": values})
     one = first(read_segments(root, classes=["x", "y"]))
     with pytest.raises(
-        PictureError, match=r"labels/a\.png: 5 pixels hold 2, which is no class.*void=\[2\]; .*offset=1"
+        PictureError, match=r"labels/a\.png: 5 pixels hold 2, which is no class.*void=\[2\] \(--void 2\); .*\(--offset 1\)"
     ) as told:
         one.class_map(0)
     assert told.value.name == str(root / "labels" / "a.png")
@@ -264,7 +267,7 @@ def test_damage_ends_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match="which are no labels"):
         first(read_segments(root, **names)).class_map(0)
     (root / "labels" / "a.tif").unlink()
-    with pytest.raises(UsageError, match=r"a\.jpg .*It has no label file.*vitral data check"):
+    with pytest.raises(UsageError, match=r"a\.jpg.*It has no label file.*vitral data check"):
         read_segments(root, **names)
     left = first(read_segments(root, bad="skip", **names))
     assert [Path(name).stem for name in left.names] == ["b"]
@@ -308,6 +311,47 @@ def test_archives_lists_and_shares(tmp_path: Path) -> None:
     for share in (0, 1, -0.5):
         with pytest.raises(UsageError, match="between 0 and 1"):
             set_apart(names, share)
+
+
+def packed(root: Path, path: Path) -> Path:
+    """A folder within an archive, by its own name."""
+    with tarfile.open(path, "w") as archive:
+        archive.add(root, root.name)
+    return path
+
+
+def test_what_is_known_of_pictures(tmp_path: Path) -> None:
+    """Boxes before pixels; segments alone are no boxes, be it one JSON or a folder of them."""
+    segments = panoptic(tmp_path / "panoptic")
+    listed = segments / "annotations" / "panoptic_val2017.json"
+    streets = pairs(tmp_path / "streets", {"a": numbers(0, [0, 1])})
+    boxes = coco(tmp_path / "boxes")
+    both = pairs(coco(tmp_path / "both"), {"a": numbers(0, [0, 1])}, labels="masks")
+    classes = tmp_path / "photos"
+    for name in ("cat/0.jpg", "cat/0.png", "dog/1.png"):
+        photo(classes / name)
+    (tmp_path / "list.csv").write_text("file,label\nphotos/cat/0.png,cat\n")
+    (tmp_path / "told.json").write_text(listed.read_text())
+    for path, known in (
+        (segments, "segments"), (listed, "segments"), (tmp_path / "told.json", "segments"), (streets, "segments"),
+        (packed(streets, tmp_path / "streets.tar"), "segments"), (boxes, "objects"), (both, "objects"),
+        (next((boxes / "annotations").glob("*.json")), "objects"), ("scenes", "objects"), (classes, "classes"),
+        # Called as pictures are that lie beside label files, of which there are none.
+        (packed(classes, tmp_path / "photos.tar"), "classes"),
+        (tmp_path / "list.csv", "classes"), (tmp_path / "gone", "classes"), ("digits", "classes"), ("", "classes"),
+    ):  # fmt: skip
+        assert known_of(path) == known, path
+
+
+def test_label_files_that_nobody_can_tell_apart_are_no_classes(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "streets", {"0": numbers(0, [0, 1])})
+    photo(root / "images" / "0.jpeg")
+    with pytest.raises(UsageError, match=r"two pictures of one name, .* Rename one"):
+        known_of(root)
+    (root / "images" / "0.jpeg").unlink()
+    label_file(root / "masks" / "0.png", numbers(1, [0, 1]))
+    with pytest.raises(UsageError, match="several label files for one picture"):
+        known_of(root)
 
 
 def test_a_labelling_that_contradicts_itself_is_refused() -> None:

@@ -75,7 +75,7 @@ class Read(HTMLParser):
     def handle_data(self, data: str) -> None:
         tag, attributes = self.tags[-1] if self.tags and not self.closed else ("", {})
         if tag == "script":
-            self.blocks[attributes.get("id") or "module"] = data
+            self.blocks[attributes.get("id") or attributes.get("type") or "net"] = data
         elif tag != "style":
             self.texts.append(data)
 
@@ -359,7 +359,7 @@ def test_nothing_from_outside_becomes_markup(tmp_path: Path) -> None:
     page = Read(text)
     tags = [tag for tag, _ in page.tags]
     assert "img" not in tags
-    assert tags.count("script") == 3
+    assert tags.count("script") == 4
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert NASTY in page.text
     assert f"{path.name}, as the model sees it" in page.text
@@ -377,8 +377,9 @@ def test_nothing_is_fetched_and_only_our_script_runs() -> None:
     text = explanation_page(predictor_of(), photo())
     page = Read(text)
     policy = next(given["content"] for tag, given in page.tags if tag == "meta" and "http-equiv" in given)
-    digest = base64.b64encode(hashlib.sha256(page.blocks["module"].encode()).digest()).decode()
-    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    digests = [base64.b64encode(hashlib.sha256(page.blocks[one].encode()).digest()).decode() for one in ("net", "module")]
+    scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}"
     for tag, given in page.tags:
         assert not {"src", "href", "srcset", "action"} & given.keys(), tag
         assert tag not in ("link", "iframe", "object", "base", "form")

@@ -463,6 +463,16 @@ def test_a_page_holds_every_segment_and_its_evidence(kind: str) -> None:
     assert not re.search(r"""(src|href)=["']?(http|//)""", page)
 
 
+def test_a_lower_threshold_is_advised_only_where_it_finds_more() -> None:
+    masks = predictor_of("mask2former")
+    for predictor in (predictor_of("segformer"), masks):  # classes need no threshold; that of the masks is 0
+        with pytest.raises(UsageError, match=r"No 'sky' was found in <array>, but .*[^.]\.$") as told:
+            vitral.explain(predictor, picture(), target="sky")
+        assert "threshold" not in str(told.value)
+    with pytest.raises(UsageError, match=r"A lower threshold finds more\.$"):
+        vitral.explain(masks, picture(), target="sky", threshold=0.99)
+
+
 def test_names_cannot_harm_a_page_and_heads_are_left_out_where_they_are_too_many() -> None:
     predictor = predictor_of("mask2former")
     model: Any = predictor.model
@@ -491,6 +501,13 @@ def test_the_command_leaves_a_page_or_a_drawing(tmp_path: Path, monkeypatch: pyt
     assert one["pixel"] == [40, 20]
     cli.explain(str(tmp_path / "a.png"), "unet", out=tmp_path / "drawn.png", target="0", **asked)
     assert Image.open(tmp_path / "drawn.png").size == (160, 107)
-    with pytest.raises(UsageError, match="There is nothing to draw"):
+    with pytest.raises(UsageError, match=r"There is nothing to draw: nothing was found to be explained\.$"):
         cli.explain(str(tmp_path / "a.png"), "x", out=tmp_path / "none.png", target=None, threshold=1.0, **asked)
+    with pytest.raises(UsageError, match="are for segmenters that draw masks"):
+        cli.explain(str(tmp_path / "a.png"), "x", out=tmp_path / "none.png", target=None, mask_threshold=0.3, **asked)
+    masks = vitral.load(predictor_of("mask2former").model, threshold=0.0)
+    monkeypatch.setattr(cli, "load", lambda *_, **__: masks)
+    with pytest.raises(UsageError, match=r"nothing was found to be explained\.$"):  # all of which 0 is the least
+        cli.explain(str(tmp_path / "a.png"), "x", out=tmp_path / "none.png", target=None, overlap_threshold=1.0, **asked)
+    assert masks.options.overlap_mask_area_threshold == 1.0
     assert not (tmp_path / "none.png").exists()

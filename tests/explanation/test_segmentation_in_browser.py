@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.explanation.test_segmentation_explained import picture, predictor_of
+from vitral.explanation import segment_report
+from vitral.explanation.page_parts import resource
 from vitral.explanation.segment_look import look_at_segments
 from vitral.explanation.segment_report import segment_explanation_page
 
@@ -100,3 +102,51 @@ def test_masks_of_queries_are_seen_layer_by_layer(page: Any) -> None:
     assert "drawn=2" in page.url
     page.locator("#layers button").last.click()
     assert "its query took 100" in page.inner_text("#saying")
+
+
+def opened(browser: Any, text: str, path: Path) -> Any:
+    path.write_text(text, encoding="utf-8")
+    page = browser.new_context(viewport={"width": 1100, "height": 900}, offline=True).new_page()
+    page.goto(path.as_uri())
+    return page
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "segformer"])
+def test_a_pixel_is_shown_and_counted(kind: str, browser: Any, tmp_path: Path) -> None:
+    page = opened(browser, segment_explanation_page(predictor_of(kind), picture(), target=(40, 30)), tmp_path / "page.html")
+    page.wait_for_selector("body.awake", state="attached")
+    assert "at (40, 30)" in page.inner_text("#saying")
+    assert page.locator("#layers button").count() > 0
+    assert page.locator("#marks .cross").count() == 2
+    assert "; one pixel is explained here." in page.inner_text(".lead")
+    assert page.locator("#failed").is_hidden()
+    page.keyboard.press("Escape")
+    assert page.inner_text("#saying").startswith("1 pixel. ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("function explore(bytes, picture) {", "function explore(bytes, picture) { null.nothing();", "null"),
+        ("function explore(bytes, picture) {", "function explore(bytes, picture) { const", "SyntaxError"),
+        ("await picture.decode();", "await Promise.reject(new Error('no such picture'));", "no such picture"),
+    ],
+)
+def test_a_script_that_fails_says_so(
+    old: str, new: str, why: str, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_report, "resource", lambda name: resource(name).replace(old, new))
+    page = opened(browser, segment_explanation_page(predictor_of("segformer"), picture()), tmp_path / "page.html")
+    page.wait_for_selector("#failed", state="visible", timeout=5_000)
+    told = page.inner_text("#failed")
+    assert told.startswith("The script of this page failed (")
+    assert why in told
+    assert page.locator("#asleep").is_hidden()
+
+
+def test_it_is_said_that_the_page_is_being_unpacked(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "await new Promise(() => {}); await picture.decode();"
+    monkeypatch.setattr(segment_report, "resource", lambda name: resource(name).replace("await picture.decode();", slow))
+    page = opened(browser, segment_explanation_page(predictor_of("segformer"), picture()), tmp_path / "page.html")
+    page.wait_for_function("document.getElementById('asleep').textContent")
+    assert page.inner_text("#asleep") == "Unpacking what this page shows…"

@@ -265,6 +265,20 @@ def test_a_config_that_cannot_be_is_refused_in_a_sentence(values: dict[str, Any]
         load_model(tmp_path)
 
 
+@torch.no_grad()
+def test_what_becomes_of_the_authors_epsilon(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"backbone.widths": (8, 16, 20, 16), "backbone.heads": (1, 2, 5, 2), "num_classes": 3}
+    ours = stirred(create_model("segformer_b0", **small))
+    save_model(ours, tmp_path, layout="transformers")
+    again, theirs = load_model(tmp_path), hf.SegformerForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    assert ours.config.backbone.norm_eps == theirs.config.layer_norm_eps == 1e-6
+    assert {module.eps for module in theirs.modules() if isinstance(module, nn.LayerNorm)} == {1e-5}  # all the same
+    assert again.config.backbone.norm_eps == 1e-5
+    told, read, peer = (one(pictures(64, 96)).logits for one in (ours, again, theirs))
+    assert_same(read, peer)
+    assert 0 < (told - read).abs().max() < 1e-3 * told.abs().max()
+
+
 def test_what_transformers_cannot_state_is_refused(tmp_path: Path) -> None:
     small: dict[str, Any] = {"backbone.widths": (8, 16, 20, 16), "backbone.heads": (1, 2, 5, 2), "num_classes": 3}
     odd = create_model("segformer_b0", **small, **{"backbone.norm_eps": 1e-3})

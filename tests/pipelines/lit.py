@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,19 @@ from vitral.models.segmentation.kinds import MapNetwork, MaskNetwork
 RECORD = Record(labels=("dark", "light", "thing"), preprocessing=Preprocessing(size=(48, 64), mean=(0.5,) * 3))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LitConfig(TinyConfig):
+    """A network whose cells are single pixels."""
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
+
 class Lit(MapNetwork):
     """Says of every pixel whether it is dark or light."""
 
     def __init__(self) -> None:
-        super().__init__(TinyConfig(num_classes=3, image_size=(48, 64)))
+        super().__init__(LitConfig(num_classes=3, image_size=(48, 64)))
         self.scale, self.blocks = nn.Parameter(torch.tensor(4.0)), nn.ModuleList()
         self.record = RECORD
 

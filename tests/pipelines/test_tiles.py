@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitral.data.transforms import Preprocessing
 from vitral.errors import PictureError, UnknownNameError, UsageError
+from vitral.models.catalogue import create_model
 from vitral.models.output import MapOutput, MaskOutput
 from vitral.models.record import Record
 from vitral.pipelines.predictor import Predictor
@@ -129,6 +130,26 @@ def test_progress_counts_windows() -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.parametrize(
+    ("name", "cell", "more"),
+    [
+        (
+            "segformer_b0",
+            32,  # the stride of its last stage (Xie et al. 2021, table 6)
+            {"backbone.widths": (8, 8, 8, 8), "backbone.depths": (1, 1, 1, 1), "backbone.heads": (1, 1, 1, 1)},
+        ),
+        ("segmenter_vit_ti16_linear", 16, {"backbone.depth": 1}),  # its patch
+    ],
+)
+def test_windows_are_no_smaller_than_a_cell(name: str, cell: int, more: dict[str, Any]) -> None:
+    predictor = Predictor(create_model(name, num_classes=2, image_size=(64, 96), **more).eval())
+    for window in (1, cell - 1, (cell, cell - 1)):
+        with pytest.raises(UsageError, match=f"smaller than a cell of this network, {cell} × {cell},.* is 64 × 96"):
+            segment_in_windows(predictor, PICTURE, window=window)
+    assert segment_in_windows(predictor, PICTURE, window=cell, overlap=0.0).size == (101, 76)
+    assert segment_in_windows(predictor, PICTURE[:5, :7], window=cell).size == (5, 7)  # a small picture is seen whole
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_had_is_said() -> None:
     predictor = Predictor(Pointwise())
@@ -144,6 +165,8 @@ def test_what_cannot_be_had_is_said() -> None:
         segment_in_windows(predictor, PICTURE, subtsk="semantic")
     with pytest.raises(PictureError):
         segment_in_windows(predictor, b"no picture")
+    with pytest.raises(UnknownNameError, match="class 'skye'"):
+        segment_in_windows(predictor, PICTURE, fused=("skye",))
     broken = Pointwise()
     nn.init.constant_(broken.weights.bias, float("nan"))
     with pytest.raises(UsageError, match="not finite"):

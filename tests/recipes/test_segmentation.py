@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.segmented import numbers, pairs
+from tests.data.segmented import numbers, pairs, panoptic, photo
 from vitral.checkpoints.load import load_model
 from vitral.checkpoints.save import save_model
 from vitral.data.segment_augment import SegmentAugmentation
@@ -132,7 +132,12 @@ def test_a_network_is_taught_by_its_papers_loss(segmenter: str) -> None:
 
 def test_what_pictures_are_there_to_teach(segmenter: str, tmp_path: Path) -> None:
     streets = pairs(tmp_path / "streets", {name: numbers(0, (0, 1, 2)) for name in ("train/a", "train/b", "val/c")})
-    assert task_of(streets) == "segmentation"
+    listed = panoptic(tmp_path / "panoptic") / "annotations" / "panoptic_val2017.json"
+    assert task_of(streets) == task_of(listed) == "segmentation"
+    twice = pairs(tmp_path / "twice", {"0": numbers(0, (0, 1))})
+    photo(twice / "images" / "0.jpeg")
+    with pytest.raises(UsageError, match="two pictures of one name"):  # and not a training on "images" and "labels"
+        train(twice, model=segmenter)
     assert recipe_for(None, model="unet", task="segmentation").name == "scratch_segmenter"
     assert recipe_for(None, model=segmenter, task="segmentation").name == "finetune_segmenter"
     with pytest.raises(

@@ -321,6 +321,9 @@ def test_what_cannot_be_trained_is_refused_at_once() -> None:
     bare.record = replace(bare.record, preprocessing=None)
     masks = model_for(MASKS, SCENES.classes)
     refused(MAP, SCENES, "A ViT says nothing of pixels, which the pictures of scenes are to teach", model=classifier)
+    tiny = create_model("vit_ti16", image_size=(32, 32), num_classes=8)
+    refused(replace(MAP, model="run/best"), SCENES, "--model segmenter_vit_ti16_mask --backbone run/best", model=tiny)
+    refused(MAP, SCENES, r"Take a segmenter, such as segformer_b0 \(see", model=classifier)  # none is as narrow
     refused(MAP, SCENES, "A Mask2Former is taught by a MaskLoss; a MapLoss came", model=masks)
     refused(MASKS, SCENES, "A Segmenter is taught by a MapLoss; a MaskLoss came", model=model_for(MAP, SCENES.classes))
     refused(MAP, SCENES, "The model has 2 classes, scenes has 8", model=model_for(MAP, ("one", "other")))
@@ -430,6 +433,23 @@ def test_a_set_is_known_again(folder: Path) -> None:
     prints = {known.fingerprint, KnownSegments(train.subset(range(4))).fingerprint}
     prints |= {KnownSegments(one).fingerprint for one in (SCENES, OTHERS, THINGS, replace(THINGS, seed=5))}
     assert len(prints) == 6
+
+
+def test_what_label_files_mean_is_part_of_a_set(tmp_path: Path) -> None:
+    """A training goes on with the same label files, meaning the same."""
+    root = pairs(tmp_path / "set", {name: np.array([[0, 1], [1, 2]]).repeat(6, 0).repeat(8, 1) for name in "ab"})
+    for name in "ab":
+        label_file(root / "masks" / f"{name}.png", np.array([[0, 1], [1, 2]]).repeat(6, 0).repeat(8, 1))
+    meanings: tuple[dict[str, Any], ...] = (
+        {"labels": "labels"}, {"labels": "masks"}, {"labels": "masks", "void": (2,)}, {"labels": "masks", "offset": 1},
+        {"labels": "masks", "kind": "instance"}, {"labels": "masks", "kind": "instance", "void": (2,)},
+    )  # fmt: skip
+    sets = [read_segmented(root, **meaning).train for meaning in meanings]
+    assert len({KnownSegments(one).fingerprint for one in sets}) == len(sets)
+    other = read_segmented(root, str(root), labels="masks", offset=1)
+    assert other.held_out is not None
+    assert len(other.held_out.classes) == 2
+    assert segmented_split(root, labels="masks", offset=1)[0].classes == other.classes
 
 
 @pytest.mark.parametrize("name", ["maskformer_r50", "semantic_fpn_r50", "detr_r50_panoptic"])

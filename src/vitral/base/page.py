@@ -1,7 +1,8 @@
 """A page that stands alone: one HTML file with its pictures and charts inside, for a phone or a desk, by day or night.
 
 Nothing on such a page is fetched from anywhere, and its own policy forbids it. Every function returns a piece of HTML in
-which all text is escaped; `document` puts pieces together. A page may have one script, which its policy names by hash.
+which all text is escaped; `document` puts pieces together. A page may have one script, which its policy names by hash, and
+which is watched: where it fails, the page says so.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ main { max-width: 52rem; margin: 0 auto; padding: 1.25rem 1rem 4rem; }
 h1 { font-size: clamp(1.6rem, 6vw, 2.4rem); line-height: 1.15; margin: 1.2rem 0 .4rem; text-wrap: balance; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; }
 p { margin: .4rem 0 .8rem; max-width: 42rem; }
+.failed { color: var(--wrong); }
 .lead { font-size: 1.1rem; color: var(--quiet); } .quiet { color: var(--quiet); font-size: .92rem; }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 figure { margin: 0; }
@@ -118,6 +120,19 @@ footer { margin-top: 3rem; color: var(--quiet); font-size: .9rem; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# Watches the page's script, and is not part of it: one that cannot even be read says nothing itself. Browsers also report
+# that they put off telling of sizes, which is no failure.
+_NET = """{
+  const say = (failure) => {
+    if (String(failure).startsWith("ResizeObserver")) return;
+    const told = document.getElementById("failed");
+    const what = `The script of this page failed${failure ? ` (${failure})` : ""}.`;
+    told.textContent = `${what} What it draws is missing, or stands still; all else is as it was.`;
+    told.hidden = false;
+  };
+  addEventListener("error", (event) => say(event.message));
+  addEventListener("unhandledrejection", (event) => say(event.reason));
+}"""
 
 
 @dataclass(frozen=True)
@@ -167,8 +182,9 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str
         lead: a sentence under the heading.
         foot: a last remark.
         style: rules of its own, after those of every page.
-        script: a module of JavaScript, which runs when the page is there. No other script can: the policy names it by hash
-            (Content Security Policy Level 3, section 8.4), and still forbids to fetch anything.
+        script: a module of JavaScript, which runs when the page is there. Where it fails, a sentence says so. No other
+            script can run: the policy names it, and the few lines that watch it, by hash (Content Security Policy Level 3,
+            section 8.4), and still forbids to fetch anything.
 
     Raises:
         UsageError: a style or a script that would end its own element.
@@ -178,9 +194,7 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str
             raise UsageError(f"A page's {name} must not hold '</{name}', '<!--' or carriage returns.")
     policy = _POLICY
     if script:
-        # The hash is of the text between the tags, in UTF-8.
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-        policy += f"; script-src 'sha256-{digest}'"
+        policy += f"; script-src {_hash(_NET)} {_hash(script)}"
     told = "\n".join(
         [
             "<!DOCTYPE html>",
@@ -194,6 +208,7 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str
             "<main>",
             f"<h1>{escape(title)}</h1>",
             paragraph(lead, kind="lead") if lead else "",
+            f'<p class="failed" id="failed" role="alert" hidden></p><script>{_NET}</script>' if script else "",
             *parts,
             f"<footer>{escape(foot)}</footer>" if foot else "",
             "</main>",
@@ -204,6 +219,12 @@ def document(title: str, *parts: str, lead: str = "", foot: str = "", style: str
     )
     # A file name or a label may hold half of a surrogate pair, which no encoding of the page could write.
     return told.encode("utf-8", "replace").decode("utf-8")
+
+
+def _hash(script: str) -> str:
+    """A script's name in the policy: the hash of the text between the tags, in UTF-8."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return f"'sha256-{digest}'"
 
 
 def section(title: str, *parts: str) -> str:

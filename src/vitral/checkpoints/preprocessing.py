@@ -22,11 +22,12 @@ from vitral.errors import CheckpointError, UnknownNameError, UsageError
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
-    "DetectorProcessor",
+    "Processor",
     "detection",
     "evaluation",
     "from_timm",
     "from_transformers",
+    "landscape_size",
     "to_timm",
     "to_transformers",
 ]
@@ -83,7 +84,7 @@ _PROCESSORS["Segformer"] = {
     "image_std": IMAGENET_STD,
 }
 
-DetectorProcessor = Literal["Detr", "DeformableDetr", "Yolos", "RTDetr", "Segformer", "MaskFormer", "Mask2Former"]
+Processor = Literal["Detr", "DeformableDetr", "Yolos", "RTDetr", "Segformer", "MaskFormer", "Mask2Former"]
 """Detectors and segmenters that have a processor of their own in transformers, which also reads what they say."""
 
 _USUAL_LONGEST = 1333  # where a file of before 2023 gives a number for the shorter side alone
@@ -96,7 +97,7 @@ _DETR = {
     "image_mean": IMAGENET_MEAN,
     "image_std": IMAGENET_STD,
 }
-_DETECTORS: dict[DetectorProcessor, dict[str, Any]] = {
+_DETECTORS: dict[Processor, dict[str, Any]] = {
     "Detr": _DETR,
     "DeformableDetr": _DETR,
     "Yolos": _DETR,
@@ -234,6 +235,13 @@ def _for_detector(told: dict[str, Any], family: str, image_size: tuple[int, int]
     )
 
 
+def landscape_size(prepared: Preprocessing | None) -> tuple[int, int] | None:
+    """Height and width of the pictures that a network is made for, as far as their preparation tells: of a landscape."""
+    if prepared is None or prepared.resize == "none":
+        return None
+    return prepared.input_size or (prepared.size[0], prepared.longest or prepared.size[1])
+
+
 def _values(told: dict[str, Any]) -> dict[str, Any]:
     """The fields of a Preprocessing that say what becomes of a pixel's values."""
     normalise, rescale = told.get("do_normalize", True), told.get("do_rescale", True)
@@ -246,20 +254,20 @@ def _values(told: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_transformers(preprocessing: Preprocessing, detector: DetectorProcessor | None = None) -> dict[str, Any]:
+def to_transformers(preprocessing: Preprocessing, processor: Processor | None = None) -> dict[str, Any]:
     """The preprocessor_config.json of a processor of transformers that does the same.
 
     Args:
         preprocessing: how pictures are prepared.
-        detector: the kind of detector that needs a processor of its own; None for other networks.
+        processor: that of a detector or segmenter that has one of its own; None for other networks.
 
     Raises:
         UsageError: transformers has no processor that would do so.
     """
-    if detector == "Segformer":
+    if processor == "Segformer":
         return _of_segformer(preprocessing)
-    if detector is not None:
-        return _of_detector(preprocessing, detector)
+    if processor is not None:
+        return _of_detector(preprocessing, processor)
     if preprocessing.longest is not None:
         raise UsageError(
             "In transformers only the processors of detectors limit the longer side, here to "
@@ -291,15 +299,15 @@ def to_transformers(preprocessing: Preprocessing, detector: DetectorProcessor | 
     }
 
 
-def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> dict[str, Any]:
+def _of_detector(preprocessing: Preprocessing, processor: Processor) -> dict[str, Any]:
     height, width = preprocessing.size
-    limited, rounds_up = preprocessing.longest is not None, detector in _ROUNDING_UP
+    limited, rounds_up = preprocessing.longest is not None, processor in _ROUNDING_UP
     wrong = {
         f"cuts {preprocessing.crop}": preprocessing.crop is not None,
         "keeps the shape without a limit for the longer side": preprocessing.resize == "shortest_edge" and not limited,
         f"makes sides multiples of {preprocessing.multiple}, rounding {preprocessing.rounding}": limited
         and not rounds_up
-        and (preprocessing.multiple, preprocessing.rounding) != (_USUAL_MULTIPLE if detector == "Yolos" else 1, "down"),
+        and (preprocessing.multiple, preprocessing.rounding) != (_USUAL_MULTIPLE if processor == "Yolos" else 1, "down"),
         f"takes what remains of {preprocessing.multiple} pixels off sides": rounds_up
         and preprocessing.multiple > 1
         and preprocessing.rounding == "down",
@@ -307,7 +315,7 @@ def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> d
     found = [what for what, present in wrong.items() if present]
     if found:
         raise UsageError(
-            f"The {detector}ImageProcessor of transformers cannot state a preprocessing that {' and '.join(found)}. Use "
+            f"The {processor}ImageProcessor of transformers cannot state a preprocessing that {' and '.join(found)}. Use "
             "layout='vitral'."
         )
     raw = set(preprocessing.mean) == {0.0} and set(preprocessing.std) == {1.0}
@@ -320,7 +328,7 @@ def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> d
         if not limited and preprocessing.resize == "exact":  # the size is what rounding led to
             own["size_divisor"] = math.gcd(_USUAL_DIVISOR, height, width)
     return {
-        "image_processor_type": f"{detector}ImageProcessor",
+        "image_processor_type": f"{processor}ImageProcessor",
         **own,
         "do_resize": preprocessing.resize != "none",
         "size": size,
@@ -330,7 +338,7 @@ def _of_detector(preprocessing: Preprocessing, detector: DetectorProcessor) -> d
         "do_normalize": not raw,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
-        "do_pad": detector != "RTDetr",
+        "do_pad": processor != "RTDetr",
     }
 
 

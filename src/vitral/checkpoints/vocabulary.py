@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from vitral.checkpoints.files import Files
-from vitral.checkpoints.preprocessing import DetectorProcessor, to_transformers
+from vitral.checkpoints.preprocessing import Processor, to_transformers
 from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError, UnknownNameError
 from vitral.layers.mlp import Activation
@@ -103,7 +103,7 @@ def _transformers_labels(told: dict[str, Any], num_classes: int) -> tuple[str, .
 
 
 def transformers_documents(
-    described: dict[str, Any], record: Record, num_classes: int, *, detector: DetectorProcessor | None = None
+    described: dict[str, Any], record: Record, num_classes: int, *, processor: Processor | None = None
 ) -> dict[str, dict[str, Any]]:
     """config.json and, where it is known how pictures are prepared, preprocessor_config.json.
 
@@ -111,17 +111,17 @@ def transformers_documents(
         described: the network itself, in transformers' words.
         record: the model's.
         num_classes: of its head; 0 for none.
-        detector: the processor of a detector; None for a classifier, whose logits may mean several things.
+        processor: that of a detector or segmenter; None for a classifier, whose logits may mean several things.
     """
     if num_classes:
         names = {str(index): record.label(index) for index in range(num_classes)}
         described = described | {"id2label": names, "label2id": {name: int(index) for index, name in names.items()}}
         # transformers has no single label of one class.
-        if detector is None and (num_classes > 1 or record.problem != "single_label"):
+        if processor is None and (num_classes > 1 or record.problem != "single_label"):
             described["problem_type"] = next(name for name, ours in _PROBLEMS.items() if ours == record.problem)
     documents = {"config.json": described}
     if record.preprocessing is not None:
-        documents["preprocessor_config.json"] = to_transformers(record.preprocessing, detector)
+        documents["preprocessor_config.json"] = to_transformers(record.preprocessing, processor)
     return documents
 
 

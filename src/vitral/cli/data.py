@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,11 +12,10 @@ from rich.text import Text
 
 from vitral.cli.show import json_line, picture_bar, plain
 from vitral.data.check import DataReport, Range, Sample, check
-from vitral.data.manifest import MANIFEST_SUFFIXES
 from vitral.data.object_check import ObjectReport, check_objects
-from vitral.data.objects import ObjectFormat, object_formats
+from vitral.data.objects import ObjectFormat
 from vitral.data.segment_check import SegmentReport, check_segments
-from vitral.data.segments import SegmentKind, segment_kinds
+from vitral.data.segments import Known, SegmentKind, known_of
 from vitral.data.tree import WHOLE
 from vitral.errors import UsageError
 
@@ -65,9 +63,7 @@ def check_data(
     if format is not None and (segments is not None or meaning):
         raise UsageError("A format is of boxes; leave it out to look at the segments of pictures.")
     asked = segments is not None or bool(meaning)
-    listed = not asked and path.lower().endswith(".json") and "panoptic" in _segment_kinds(path)  # JSON of no boxes
-    annotated = format is not None or (not asked and not listed and _holds_objects(path))
-    segmented = asked or listed or (not annotated and bool(_segment_kinds(path)))
+    known: Known = "objects" if format is not None else "segments" if asked else known_of(path)
     with picture_bar(errors) as progress:
         bar = progress.add_task("pictures", total=None)
 
@@ -75,9 +71,9 @@ def check_data(
             progress.update(bar, completed=done, total=total)
 
         report: DataReport | ObjectReport | SegmentReport
-        if annotated:
+        if known == "objects":
             report = check_objects(path, format=format, workers=workers, on_progress=advance)
-        elif segmented:
+        elif known == "segments":
             report = check_segments(path, segments, workers=workers, on_progress=advance, **meaning)
         else:
             report = check(path, workers=workers, on_progress=advance)
@@ -100,26 +96,6 @@ def _shown(report: DataReport | ObjectReport | SegmentReport) -> tuple[Iterable[
     if isinstance(report, SegmentReport):
         return _segment_tables(report), _segment_sentences(report)
     return [_table(report)], _sentences(report)
-
-
-def _segment_kinds(path: str) -> tuple[SegmentKind, ...]:
-    """What a source says of every pixel; one that cannot be looked into says nothing, and is complained of elsewhere."""
-    if path == "digits" or path.lower().endswith(MANIFEST_SUFFIXES) or not os.path.exists(os.path.expanduser(path)):  # noqa: PTH110, PTH111
-        return ()
-    try:
-        return segment_kinds(path)
-    except UsageError:
-        return ()
-
-
-def _holds_objects(path: str) -> bool:
-    """Whether a source has annotated objects; one that cannot be looked into has none, and is complained of elsewhere."""
-    if path == "digits" or path.lower().endswith(MANIFEST_SUFFIXES) or not os.path.exists(os.path.expanduser(path)):  # noqa: PTH110, PTH111
-        return False
-    try:
-        return bool(object_formats(path))
-    except UsageError:
-        return False
 
 
 # -- pictures with one class each -----------------------------------------------------------------------------------------
@@ -250,10 +226,10 @@ _SEGMENT_SENTENCES = {
     **_SENTENCES,
     "malformed": ("thing said of a segment is malformed", "things said of segments are malformed"),
     "unknown class": ("time a label file holds what is no class", "times a label file holds what is no class"),
-    "empty": ("segment has no pixel", "segments have no pixel"),
+    "empty": ("segment, or split, has no pixel", "segments, or splits, have no pixel"),
     "missing": ("file is missing, or has no counterpart", "files are missing, or have no counterpart"),
     "unreadable": ("picture or label file cannot be read", "pictures or label files cannot be read"),
-    "size": ("picture has another size than its labels", "pictures have other sizes than their labels"),
+    "size": ("picture does not lie on its labels, pixel by pixel", "pictures do not lie on their labels, pixel by pixel"),
 }
 
 
@@ -299,6 +275,7 @@ def _segment_sentences(report: SegmentReport) -> Iterator[Text]:
     for kind, count in report.kinds.items():
         yield Text(f"{count:,} {_SEGMENT_SENTENCES[kind][count > 1]}:", "red")
         yield from _list(str(one) for one in report.problems if one.kind == kind)
+    yield from _list(report.advice)
     for split in report.counts:
         empty = report.without_pixels(split)
         if empty:

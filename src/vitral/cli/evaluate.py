@@ -19,13 +19,15 @@ from vitral.cli import evaluate_objects, evaluate_pictures, evaluate_segments
 from vitral.cli.folder import check_apart
 from vitral.cli.show import json_line, picture_bar, plain
 from vitral.data.splits import read_pictures
-from vitral.recipes.catalogue import task_of
+from vitral.errors import UsageError
+from vitral.recipes.catalogue import opened, task_of
 from vitral.training.answers import check_reading
 from vitral.training.detection import annotated_split
 from vitral.training.evaluate import evaluate as judge_classifier
 from vitral.training.evaluate_objects import evaluate_objects as judge_detector
 from vitral.training.evaluate_segments import evaluate_segments as judge_segmenter
-from vitral.training.segmentation import segmented_split
+from vitral.training.recipe import TaskName
+from vitral.training.segmentation import Segmented, segmented_split
 
 __all__ = ["evaluate"]
 
@@ -35,24 +37,33 @@ class _Kind:
     """What judging networks of one task is made of.
 
     Attributes:
-        read: path, split, what is done about bad pictures, kind of segments → a set, and what `judge` must be told of it.
+        read: path, split, what is done about bad pictures; and of segmented ones what is read of pixels and what label files
+            mean → a set, and what `judge` must be told of it.
         judge: model and set → an evaluation.
         files: evaluation and set → what is written beside the numbers, by name.
         show: puts an evaluation on a console, below the heading.
         speed: the format of pictures a second.
     """
 
-    read: Callable[[str, str | None, Any, Any], tuple[Any, dict[str, Any]]]
+    read: Callable[..., tuple[Any, dict[str, Any]]]
     judge: Callable[..., Any]
     files: Callable[[Any, Any], dict[str, bytes]]
     show: Callable[[Any, Console], None]
     speed: str
 
 
-def _segmented(data: str, split: str | None, bad: Any, segments: Any) -> tuple[Any, dict[str, Any]]:
+def _segmented(data: str, split: str | None, bad: Any, segments: Any = None, **meaning: Any) -> tuple[Any, dict[str, Any]]:
     """Segmented pictures, and what is known of their pixels."""
-    pictures, kind = segmented_split(data, split, kind=segments, bad_pictures=bad)
+    pictures, kind = segmented_split(data, split, kind=segments, bad_pictures=bad, **meaning)
     return pictures, {"kind": kind}
+
+
+def _held_out(
+    data: str, share: float, task: TaskName, bad: Any, segments: Any, meaning: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The pictures that a training with this share to hold out is judged by."""
+    found = opened(data, share, task=task, segments=segments, bad_pictures=bad, **meaning)
+    return found.held_out, {"kind": found.kind} if isinstance(found, Segmented) else {}
 
 
 _KINDS = {
@@ -64,7 +75,7 @@ _KINDS = {
         ",.0f",
     ),
     "detection": _Kind(
-        lambda data, split, bad, _: (annotated_split(data, split, bad_pictures=bad), {}),
+        lambda data, split, bad: (annotated_split(data, split, bad_pictures=bad), {}),
         judge_detector,
         evaluate_objects.files,
         evaluate_objects.show,
@@ -95,6 +106,9 @@ def evaluate(
     as_json: bool,
     out: Path | None,
     segments: Any = None,
+    held_out: float | None = None,
+    edges: bool = False,
+    **meaning: Any,
 ) -> None:
     """Ask a model about every picture of a set, and say how good its answers are.
 
@@ -114,6 +128,9 @@ def evaluate(
         out: a folder for the page, the numbers and, of a classifier, every answer; None for none. All are written, or none.
         segments: of a segmenter, what of the pixels is judged: "semantic", "instance" or "panoptic". None for what the
             pictures are there to teach.
+        held_out: judge by this share of the training pictures: those that a training with the same share sets apart.
+        edges: of a segmenter, whether classes are judged near their edges too, which takes long.
+        **meaning: what label files mean (`void`, `offset`, `labels`); see `data.segments.read_segments`.
 
     Raises:
         UsageError: data or options that make no sense, before the model is loaded; classes that do not fit.
@@ -123,8 +140,23 @@ def evaluate(
     check_apart(out, data)
     there = resolve_device(device)
     resolve_dtype(dtype)
-    kind = _KINDS[task_of(data) if segments is None else "segmentation"]
-    pictures, told = kind.read(data, split, bad_pictures, segments)
+    if held_out is not None and split is not None:
+        raise UsageError("--held-out is a share of the split train; leave --split out.")
+    asked = edges or segments is not None or bool(meaning)
+    task: TaskName = "segmentation" if asked else task_of(data)
+    kind = _KINDS[task]
+    if held_out is not None:
+        pictures, told = _held_out(data, held_out, task, bad_pictures, segments, meaning)
+    else:
+        only: dict[str, Any] = {"segments": segments, **meaning} if task == "segmentation" else {}
+        pictures, told = kind.read(data, split, bad_pictures, **only)
+    if edges:
+        if told["kind"] != "semantic":
+            raise UsageError(
+                f"--edges is for the classes of pixels, and {pictures.name} would be judged as {told['kind']}. Leave it "
+                "out, or say --segments semantic."
+            )
+        told["edges"] = True
     errors = Console(stderr=True, highlight=False)
     with errors.status("loading the model"):
         network = load_model(model, architecture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from rich.text import Text
 from vitral.base.disk import write_whole
 from vitral.base.image import PictureSource, read_picture
 from vitral.cli.folder import safe_stem
+from vitral.cli.predict import options_of_masks
 from vitral.cli.show import plain
 from vitral.errors import UnknownNameError, UsageError
 from vitral.explanation.detection import OBJECT_METHODS, explain_objects
@@ -47,6 +49,8 @@ def explain(
     head: str | None,
     top_k: int,
     threshold: float | None = None,
+    mask_threshold: float | None = None,
+    overlap_threshold: float | None = None,
     **loading: Any,
 ) -> None:
     """Look at a picture and leave a page, a drawing of one method's heat, or both.
@@ -65,6 +69,8 @@ def explain(
         head: for methods that look at heads: one's number, or "mean", "max".
         top_k: how many of the best classes, or of the best objects or segments, the page explains.
         threshold: of a detector or a segmenter: what counts has a score above this; None for the usual one.
+        mask_threshold: of a segmenter that draws masks: see `cli.predict.predict`.
+        overlap_threshold: likewise.
         **loading: see `pipelines.predictor.load`.
 
     Raises:
@@ -86,6 +92,8 @@ def explain(
     console = Console(stderr=True, highlight=False)
     with console.status("loading the model") as status:
         predictor = load(model, **loading)
+        if of_masks := options_of_masks(predictor, mask_threshold, overlap_threshold):
+            predictor.options = replace(predictor.options, **of_masks)
         work = _work_of(predictor)
         written = work(predictor, picture, out, png, method, target, top_k, threshold, options, _saying(status.update))
         for _, path, content in written:
@@ -190,7 +198,12 @@ def _of_found(
     source = read_picture(picture) if "://" in picture and png is not None and out is not None else picture
     if png is not None:
         step("looking")
-        written.append(("drawing", png, _as_png(draw_objects(explain_each(predictor, source, **asked)))))
+        explained = explain_each(predictor, source, **asked)
+        if not explained:
+            least = getattr(predictor.options, "threshold", 0.0) if threshold is None else threshold
+            more = " A lower threshold finds more." if least > 0 and not isinstance(predictor.model, MapNetwork) else ""
+            raise UsageError(f"There is nothing to draw: nothing was found to be explained.{more}")
+        written.append(("drawing", png, _as_png(draw_objects(explained))))
     if out is not None:
         written.append(("page", out, page(predictor, source, on_step=step, **asked).encode()))
     return written

@@ -110,6 +110,15 @@ _Architecture = Annotated[
 ]
 _BatchSize = Annotated[int, typer.Option(min=1, help="Pictures the model sees at once.")]
 _AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
+_MaskThreshold = Annotated[
+    float | None, typer.Option(min=0, max=1, help="For masks: a pixel is a segment's own from this probability on; 0.5.")
+]
+_OverlapThreshold = Annotated[
+    float | None, typer.Option(min=0, max=1, help="For masks: a segment needs more than this share of its pixels; 0.8.")
+]
+_Void = Annotated[list[int] | None, typer.Option(help="A number in label files for what is not known; any number of times.")]
+_Offset = Annotated[int | None, typer.Option(min=0, help="The number of the first class in label files; 1 where 0 is void.")]
+_Labels = Annotated[str | None, typer.Option(help="The folder of the label files, where several could be it.")]
 _Exact = Annotated[
     bool, typer.Option("--exact", help="Decode large JPEGs whole: slower, and equal to the peers to the last bit.")
 ]
@@ -177,6 +186,8 @@ def predict(
     overlap: Annotated[
         float | None, typer.Option(min=0, max=0.9, help="The part of a window that the next one shares; 0.25.")
     ] = None,
+    mask_threshold: _MaskThreshold = None,
+    overlap_threshold: _OverlapThreshold = None,
     architecture: _Architecture = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
     exact: _Exact = False,
@@ -209,6 +220,8 @@ def predict(
         subtask=subtask,
         window=window,
         overlap=overlap,
+        mask_threshold=mask_threshold,
+        overlap_threshold=overlap_threshold,
         architecture=architecture,
         decoding="exact" if exact else "fast",
     )
@@ -220,10 +233,16 @@ def _device(given: str | None) -> int | str | None:
     return int(given) if given and given.removeprefix("-").isdecimal() else given
 
 
+def _meaning(void: list[int] | None, offset: int | None, labels: str | None) -> dict[str, Any]:
+    """What was said of label files; what was not said is not there."""
+    said = {"void": void or None, "offset": offset, "labels": labels}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 _HOW = (
     "How: grad_cam (the usual one), relevance, attention, rollout, legrad, saliency, smoothgrad, integrated_gradients, "
     "occlusion, rise or logit_lens; for a detector attention, relevance, grad_cam or gradient_times_input; for a segmenter "
-    "these or rollout."
+    "attention, relevance, grad_cam, gradient_times_input or rollout."
 )
 
 
@@ -252,6 +271,8 @@ def explain(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="For objects and segments: only those it is surer of than this; 0.5.")
     ] = None,
+    mask_threshold: _MaskThreshold = None,
+    overlap_threshold: _OverlapThreshold = None,
     device: _Device = None,
     architecture: _Architecture = None,
 ) -> None:
@@ -281,6 +302,8 @@ def explain(
         head=head,
         top_k=top_k,
         threshold=threshold,
+        mask_threshold=mask_threshold,
+        overlap_threshold=overlap_threshold,
         device=_device(device),
         architecture=architecture,
     )
@@ -311,6 +334,9 @@ def train(
         str | None, typer.Option(help="What to judge by: a path, or a share such as 0.1; by default the split DATA has.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's quick form, to see the whole way.")] = False,
+    void: _Void = None,
+    offset: _Offset = None,
+    labels: _Labels = None,
     device: _Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard as well.")] = False,
@@ -324,10 +350,13 @@ def train(
     vitral train detection --data coco/ --model PekingU/rtdetr_r18vd
     vitral train scenes --recipe synthetic_scenes
     vitral train streets/ --model nvidia/segformer-b0-finetuned-ade-512-512
+    vitral train streets/ --model segformer_b0 --backbone nvidia/mit-b0
     accelerate launch -m vitral train imagenet/ --recipe deit_s
 
     Any option of a recipe can be given as --name value (`vitral recipes NAME`
-    shows them). An interrupted training goes on when the command is given again.
+    shows them): --backbone is a checkpoint that the backbone of a detector or a
+    segmenter begins with. An interrupted training goes on when the command is
+    given again.
     """
     from vitral.cli.train import train as start_training
 
@@ -345,6 +374,7 @@ def train(
             extra=options or [],
             task=task,
             source=source,
+            **_meaning(void, offset, labels),
         )
     )
 
@@ -375,6 +405,15 @@ def evaluate(
     segments: Annotated[
         str | None, typer.Option(help="Judge a segmenter by semantic, instance or panoptic; else by what DATA says first.")
     ] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Judge by the share of the training pictures that train --held-out sets apart.")
+    ] = None,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Judge classes of pixels near their edges too; takes long.")
+    ] = False,
+    void: _Void = None,
+    offset: _Offset = None,
+    labels: _Labels = None,
     architecture: _Architecture = None,
     exact: _Exact = False,
 ) -> None:
@@ -408,6 +447,9 @@ def evaluate(
         as_json=as_json,
         out=out,
         segments=segments,
+        held_out=held_out,
+        edges=edges,
+        **_meaning(void, offset, labels),
     )
 
 
@@ -523,13 +565,9 @@ def check_data(
     segments: Annotated[
         str | None, typer.Option(help="What is read of pixels, of several: semantic, instance or panoptic.")
     ] = None,
-    void: Annotated[
-        list[int] | None, typer.Option(help="A number in label files for what is not known; any number of times.")
-    ] = None,
-    offset: Annotated[
-        int | None, typer.Option(min=0, help="The number of the first class in label files; 1 where 0 is void.")
-    ] = None,
-    labels: Annotated[str | None, typer.Option(help="The folder of the label files, where several could be it.")] = None,
+    void: _Void = None,
+    offset: _Offset = None,
+    labels: _Labels = None,
 ) -> None:
     """Read every picture once and say what is wrong.
 
@@ -548,8 +586,8 @@ def check_data(
     """
     from vitral.cli.data import check_data as look
 
-    meaning = {"segments": cast(Any, segments), "void": void or None, "offset": offset, "labels": labels}
-    bad = look(path, as_json=as_json, workers=num_workers, format=cast(Any, format), **meaning)
+    kinds = {"format": cast(Any, format), "segments": cast(Any, segments)}
+    bad = look(path, as_json=as_json, workers=num_workers, **kinds, **_meaning(void, offset, labels))
     raise typer.Exit(1 if bad else 0)
 
 

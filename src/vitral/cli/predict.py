@@ -17,9 +17,10 @@ from vitral.pipelines.sources import sources_of
 from vitral.pipelines.tiles import segment_in_windows
 from vitral.tasks.segmentation.result import Segmentation
 
-__all__ = ["predict"]
+__all__ = ["options_of_masks", "predict"]
 
 _CLASSES = 5  # of a picture that are shown unless told otherwise
+_MANY_WINDOWS = 1_000  # through one picture: more may be a number mistyped, and are told beforehand
 
 
 def predict(
@@ -35,6 +36,8 @@ def predict(
     subtask: str | None = None,
     window: int | None = None,
     overlap: float | None = None,
+    mask_threshold: float | None = None,
+    overlap_threshold: float | None = None,
     **loading: Any,
 ) -> int:
     """Answer for every picture, in order.
@@ -52,6 +55,10 @@ def predict(
         window: for a segmenter: go through each picture, at its own size, with windows of so many pixels; None to see it
             whole, at the network's size.
         overlap: the part of a window that it shares with the next one; None for a quarter.
+        mask_threshold: for a segmenter that draws masks: from which probability a pixel counts as a segment's own; None for
+            0.5.
+        overlap_threshold: likewise: a segment goes if others took more of its pixels than leaves it this share; None for
+            0.8.
         **loading: see `pipelines.predictor.load`.
 
     Returns:
@@ -65,7 +72,7 @@ def predict(
     if out is not None:
         check_folder(out, readable)
     predictor = load(BOXED if model is None else model, **loading)
-    options = _options(predictor, top_k, threshold, subtask)
+    options = _options(predictor, top_k, threshold, subtask) | options_of_masks(predictor, mask_threshold, overlap_threshold)
     if overlap is not None and window is None:
         raise UsageError("--overlap is for windows; give their size with --window too.")
     if window is not None and predictor.task != "image-segmentation":
@@ -119,13 +126,36 @@ def _options(predictor: Predictor, top_k: int | None, threshold: float | None, s
     return {"top_k": _CLASSES if top_k is None else top_k} if predictor.task == "image-classification" else {}
 
 
+def options_of_masks(
+    predictor: Predictor, mask_threshold: float | None, overlap_threshold: float | None
+) -> dict[str, float]:
+    """What of the command's options is about masks; what was not said is not there.
+
+    Raises:
+        UsageError: the model draws none.
+    """
+    names = {"mask_threshold": mask_threshold, "overlap_mask_area_threshold": overlap_threshold}
+    told = {name: value for name, value in names.items() if value is not None}
+    if told and (predictor.task != "image-segmentation" or not isinstance(predictor.model, MaskNetwork)):
+        raise UsageError("--mask-threshold and --overlap-threshold are for segmenters that draw masks; this one does not.")
+    return told
+
+
 def _through_windows(
     predictor: Predictor, pictures: list[Any], screen: Screen, options: dict[str, Any]
 ) -> Iterator[Segmentation | Failure]:
     """Large pictures, one after another."""
+
+    def count(done: int, total: int) -> None:
+        if len(pictures) == 1:  # a bar that stays at 0 of 1 picture meanwhile would say nothing
+            screen.progress.update(screen.bar, visible=False)
+        if done == 1 and total >= _MANY_WINDOWS:
+            screen.say(f"{total:,} windows, one after another. Larger ones are fewer: --window.", "yellow")
+        screen.windows(done, total)
+
     for picture in pictures:
         try:
-            yield segment_in_windows(predictor, picture, progress=screen.windows, **options)
+            yield segment_in_windows(predictor, picture, progress=count, **options)
         except PictureError as error:
             yield Failure(error.name, error.reason)
 

@@ -67,6 +67,7 @@ def train(
     extra: Sequence[str],
     task: str | None = None,
     source: str | None = None,
+    **meaning: Any,
 ) -> int:
     """Train, show how it goes, leave a page.
 
@@ -85,6 +86,8 @@ def train(
         extra: options of the recipe.
         task: what is trained for; None for what the recipe or the pictures say.
         source: the pictures.
+        **meaning: what label files mean (`void`, `offset`, `labels`); see `data.segments.read_segments`. Where neither task
+            nor recipe is named, they ask for segmentation.
 
     Returns:
         The exit code: 0, or that of the signal that asked it to stop.
@@ -98,11 +101,12 @@ def train(
     out, first = out_folder(out), Processes.first_of_all()
     check_apart(out, data)
     console = Console(highlight=False, markup=False, quiet=not first)
-    known: Any = task or (task_of(data) if recipe is None else None)
+    known: Any = task or (None if recipe is not None else "segmentation" if meaning else task_of(data))
     if known is not None and known not in get_args(TaskName):
         raise UnknownNameError("task", known, get_args(TaskName))
     chosen = recipe_for(recipe, model=model, task=known, quick=quick, **options_from(extra))
-    splits = opened(data, held_out, task=chosen.task, segments=chosen.segments, bad_pictures=chosen.bad_pictures)
+    reading: dict[str, Any] = {"segments": chosen.segments, "bad_pictures": chosen.bad_pictures, **meaning}
+    splits = opened(data, held_out, task=chosen.task, **reading)
     network, subject = begun(splits, chosen)
     console.print(_told(chosen, splits, out), soft_wrap=True)
     with Watched(console) as watched, Board(out / "tensorboard") if tensorboard and first else nullcontext() as board:
@@ -136,8 +140,9 @@ def _meant(word: str, task: str | None, recipe: str | None) -> tuple[str | None,
 def _told(recipe: Recipe, splits: Opened, out: Path) -> str:
     """What is about to happen, in a sentence or two."""
     judged = f", judged by {len(splits.held_out):,} others" if splits.held_out is not None else ""
+    begins = "" if recipe.backbone is None else f", whose backbone begins with {recipe.backbone},"
     told = (
-        f"{recipe.model} learns {len(splits.train.classes)} classes from {len(splits.train):,} pictures{judged} "
+        f"{recipe.model}{begins} learns {len(splits.train.classes)} classes from {len(splits.train):,} pictures{judged} "
         f"(recipe {recipe.name}). Everything goes to {out}."
     )
     meant = getattr(splits, "assumes", "")  # what label files are taken to mean is not guessed in silence

@@ -13,7 +13,7 @@ names the file, the number, how many pixels hold it, and what to do.
 | Pascal VOC (`SegmentationClass`) | 0 is the background, 1 to 20 its classes, 255 is void; as numbers or VOC's colours |
 | CamVid in SegNet's form (`0001TP_…`, values to 11) | 0 to 10 are classes, 11 is void |
 | `label_colors.txt`, `class_dict.csv`, `labelmap.txt` | colours are classes; one called void, or unlabelled, is none |
-| `classes.txt` | a name for each value, from 0, or numbers with names; 255 is void |
+| `classes.txt` | a name for each value, from 0, or numbers with names; one called void is none, and so is 255 |
 | anything else | every value up to the largest is a class, "class 0" and so on; 255 is void |
 """
 
@@ -23,7 +23,7 @@ import csv
 import io
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,20 +33,21 @@ from jaxtyping import Bool, Int32, Integer, Shaped, UInt8
 
 from vitral.base.device import default_workers
 from vitral.base.numbers import as_integer, whole_number
-from vitral.data.label_files import Pair, Pairs, colour_codes, label_values
+from vitral.data.label_files import Pair, Pairs, colour_codes, holds_colours, label_values
 from vitral.data.listed import PicturesWithLabels
 from vitral.data.object_source import Source
 from vitral.data.tree import some
 from vitral.errors import PictureError, UsageError
 
-__all__ = ["ClassMaps", "Labelling", "Looked", "labelling_of"]
+__all__ = ["ClassMaps", "Labelling", "Looked", "labelling_of", "void_numbers"]
 
 _COLOURS_UNSAID = (
     "It holds colours, but nothing says which class each is. Lay a label_colors.txt beside it (a line for each class: red "
     "green blue name), or give colours=…."
 )
 _DEEP = 65535  # ignored pixels where 255 is a class
-_FAR = 1 << 24  # more than any value that is looked up in a table
+_LEAST = -(1 << 31)  # of what label files can hold
+_UNSAID = "As nothing says otherwise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Labelling:
     void: tuple[int, ...] = (255,)
     mapping: tuple[tuple[int, int], ...] = ()
     coloured: bool = False
-    origin: str = "As nothing says otherwise"
+    origin: str = _UNSAID
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
@@ -83,9 +84,9 @@ class Labelling:
                 raise UsageError(f"The name of a class must be text in valid Unicode; {name!r} came.")
         whole_number("offset of a Labelling", self.offset, least=0)
         for number in (*self.void, *(one for one, _ in self.mapping)):
-            whole_number("A number in label files", number, least=0)
+            whole_number("A number in label files", number, least=_LEAST)
         for number, label in self.mapping:
-            if not 0 <= label < len(self.names):
+            if _label(label) >= len(self.names):
                 raise UsageError(f"The number {number} stands for the class {label}, but there are {len(self.names)}.")
         both = sorted({number for number, _ in self.mapping} & set(self.void))
         if both:
@@ -119,12 +120,24 @@ class Labelling:
             what = f"{len(self.mapping)} colours are the {count} classes" if count > 1 else "one colour is the only class"
         elif self.mapping:
             what = f"{_numbers(self.pairs)} are the {count} classes ({some(self.names, 3)})"
+        elif count == 1:
+            what = f"{self.offset} is the only class"
         else:
             what = f"{self.offset} to {self.offset + count - 1} are the {count} classes"
         nothing = [self.shown(number) for number in sorted(self.nothing)] if self.coloured else [_numbers(self.nothing)]
         void = f"{', '.join(nothing)} {'says' if len(self.nothing) == 1 else 'say'} that nothing is known"
         void = void if self.nothing else "every pixel is of one"
         return f"{self.origin}, {what}; {void} (ignored: {self.ignore} in class maps)."
+
+    @property
+    def doubt(self) -> str:
+        """What is asked of whoever said nothing; "" where something was said or found."""
+        if self.origin != _UNSAID or 0 not in self.pairs:
+            return ""
+        return (
+            "No names of classes were found: if 0 says that nothing is known, say offset=1 (--offset 1), or so in a "
+            "classes.txt beside the pictures (0 void, 1 road, …)."
+        )
 
     def shown(self, number: int) -> str:
         """A number, or a colour, as messages name it."""
@@ -142,9 +155,9 @@ class Labelling:
         size = max(256, 1 + max((number for number in there if number < 1 << 16), default=0))
         table, known = np.full(size, self.ignore, dtype=self._kind), np.zeros(size, dtype=bool)
         for number, label in self.pairs.items():
-            if number < size:
+            if 0 <= number < size:
                 table[number] = label
-        known[[number for number in there if number < size]] = True
+        known[[number for number in there if 0 <= number < size]] = True
         return table, known
 
     def look(self, values: Shaped[np.ndarray, "y x *c"]) -> Looked:
@@ -172,19 +185,27 @@ class Labelling:
         unknown = {int(number): int(count) for number, count in zip(there, counts, strict=True) if int(number) not in known}
         return Looked(classes[place.reshape(numbers.shape)], unknown)
 
-    def complaint(self, number: int, count: int) -> str:
-        """The sentences about pixels that hold what means nothing: what, how many, what is assumed, and what to do."""
+    def finding(self, number: int, count: int) -> str:
+        """The sentence about pixels that hold what means nothing: what, and how many."""
         pixels = "1 pixel holds" if count == 1 else f"{count:,} pixels hold"
-        what = "the colour " if self.coloured else ""
-        remedy = f"If {self.shown(number)} says that nothing is known, name it: void=[{self.shown(number)}]"
-        if not self.coloured and not self.mapping:
-            if number == self.offset + len(self.names) and not self.offset:
-                remedy += "; if classes are counted from 1, say offset=1"
-            elif number < 255:
-                remedy += "; if it is a class, name all classes: classes=[…]"
+        return f"{pixels} {'the colour ' if self.coloured else ''}{self.shown(number)}, which is no class."
+
+    def remedy(self, number: int) -> str:
+        """What to do about such pixels, as it is said in Python and on the command line."""
+        told = f"If {self.shown(number)} says that nothing is known, name it: void=[{self.shown(number)}] (--void {number})"
+        if self.coloured:
+            told += "; if it is a class, say which: colours={…}, or a line of label_colors.txt"
         elif self.mapping:
-            remedy += "; if it is a class, say which: mapping={…}"
-        return f"{pixels} {what}{self.shown(number)}, which is no class. {self} {remedy}."
+            told += f"; if it is a class, say which: mapping={{…}}, or a line of classes.txt ({number} road)"
+        elif number == self.offset + len(self.names) and not self.offset:
+            told += "; if classes are counted from 1, say offset=1 (--offset 1)"
+        elif 0 <= number < 255:
+            told += "; if it is a class, name all classes: classes=[…], or a classes.txt beside the pictures"
+        return f"{told}."
+
+    def complaint(self, number: int, count: int) -> str:
+        """All about pixels that hold what means nothing: what, how many, what is assumed, and what to do."""
+        return f"{self.finding(number, count)} {self} {self.remedy(number)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +221,7 @@ class Looked:
     unknown: Mapping[int, int]
 
 
-def _numbers(numbers: Sequence[int] | frozenset[int] | Mapping[int, int]) -> str:
+def _numbers(numbers: Iterable[int]) -> str:
     """Numbers in words: "0 to 6, 9 and 255"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
@@ -250,12 +271,9 @@ class ClassMaps(PicturesWithLabels):
             PictureError: the file is missing or damaged, or holds colours of which nobody said what they mean.
         """
         place = self._place(index)
-        values = label_values(self.labels, place)
+        values = label_values(self.labels, place, coloured=self.labelling.coloured)
         if values.ndim == 3 and not self.labelling.coloured:
-            raise PictureError(
-                self.labels.where(place),
-                _COLOURS_UNSAID,
-            )
+            raise PictureError(self.labels.where(place), _COLOURS_UNSAID)
         return self.labelling.look(values)
 
     def class_map(self, index: int) -> UInt8[np.ndarray, "y x"] | Int32[np.ndarray, "y x"]:
@@ -301,10 +319,11 @@ def labelling_of(
     pairs: Pairs,
     *,
     classes: Sequence[str] | None = None,
-    void: Sequence[int] | None = None,
+    void: Sequence[int | Sequence[int]] | None = None,
     offset: int | None = None,
     mapping: Mapping[int, int] | None = None,
     colours: Mapping[tuple[int, int, int], int] | None = None,
+    skip: bool = False,
 ) -> Labelling:
     """What the label files of a source mean: as it is laid out, unless options say otherwise.
 
@@ -314,17 +333,21 @@ def labelling_of(
         source: the files.
         pairs: its pictures and their label files.
         classes: the names of the classes, in order.
-        void: numbers that say that nothing is known of a pixel; with colours, red + 256 green + 65536 blue.
+        void: see `void_numbers`; they are void besides what is known to be, such as 255.
         offset: the number of the first class; 1 where 0 is void.
         mapping: the class of each number, instead of an offset.
         colours: the class of each colour, where files hold colours.
+        skip: where label files must be read, pass over those that cannot be, unless none can.
 
     Raises:
-        UsageError: options that contradict each other; a file of names that cannot be read.
+        UsageError: options that contradict each other, or are no numbers; a file of names that cannot be read; no pixel that
+            is of a class.
         PictureError: a label file that cannot be read, where they must be.
     """
     if sum(one is not None for one in (offset, mapping, colours)) > 1:
         raise UsageError("Say one of offset=…, mapping=… and colours=…: each says which numbers are the classes.")
+    first = 0 if offset is None else whole_number("offset", offset, least=0)
+    nothing = void_numbers(void)
     known = None if mapping is not None or colours is not None else _recognised(source, pairs)
     names = tuple(classes) if classes is not None else None
     if known is not None and (names is None or len(names) == len(known.names)):
@@ -332,35 +355,54 @@ def labelling_of(
         if names is not None:
             changes["names"] = names
         if void is not None:
-            changes["void"] = tuple(void)
+            changes["void"] = tuple(dict.fromkeys((*known.void, *nothing)))
         if offset is not None:
             if known.coloured or known.mapping:
                 raise UsageError(f"{known} An offset does not go with that. Say mapping=… instead.")
-            changes |= {"offset": offset, "void": tuple(void) if void is not None else known.void}
+            changes["offset"] = first
         return replace(known, **changes, origin="As was said" if changes else known.origin)  # type: ignore[arg-type]
     said = any(one is not None for one in (classes, void, offset, mapping, colours))
-    origin = "As was said" if said else "As nothing says otherwise"
+    origin = "As was said" if said else _UNSAID
     if colours is not None:
         table = {_code(colour): label for colour, label in colours.items()}
         return Labelling(
-            names=names or _counted(max(table.values(), default=0) + 1),
-            void=tuple(void or ()),
+            names=names or _counted(table.values()),
+            void=nothing,
             mapping=tuple(table.items()),
             coloured=True,
             origin=origin,
         )
-    nothing = (255,) if void is None else tuple(void)
+    reached: Container[int] = mapping if mapping is not None else range(first, first + len(names or ()))
+    if 255 not in reached:
+        nothing = tuple(dict.fromkeys((*nothing, 255)))
     if mapping is not None:
-        left = tuple(number for number in nothing if number not in mapping)
-        names = names or _counted(max(mapping.values(), default=0) + 1)
-        return Labelling(names=names, void=left, mapping=tuple(mapping.items()), origin=origin)
-    first = offset or 0
+        names = names or _counted(mapping.values())
+        return Labelling(names=names, void=nothing, mapping=tuple(mapping.items()), origin=origin)
     if names is not None:
-        reached = range(first, first + len(names))
-        return Labelling(
-            names=names, offset=first, void=nothing if void is not None or 255 not in reached else (), origin=origin
-        )
-    return _seen(source, pairs.all, first, nothing, origin)
+        return Labelling(names=names, offset=first, void=nothing, origin=origin)
+    return _seen(source, pairs.all, first, nothing, origin, skip)
+
+
+def void_numbers(void: Sequence[int | Sequence[int]] | None) -> tuple[int, ...]:
+    """Numbers in label files that say that nothing is known of a pixel.
+
+    Args:
+        void: the numbers; colours may be (red, green, blue), or red + 256 green + 65536 blue.
+
+    Raises:
+        UsageError: it is no list of such.
+    """
+    if isinstance(void, str) or not isinstance(void, Iterable | None):
+        raise UsageError(f"void must be a list of numbers, such as [255]; {void!r} came.")
+    return tuple(
+        _code(one) if isinstance(one, tuple | list) else whole_number("A number in void", one, least=_LEAST)
+        for one in void or ()
+    )
+
+
+def _label(label: object) -> int:
+    """A class that a number or a colour stands for."""
+    return whole_number("The class that a number stands for", label, least=0)
 
 
 def _code(colour: Sequence[int]) -> int:
@@ -372,26 +414,32 @@ def _code(colour: Sequence[int]) -> int:
     return red | green << 8 | blue << 16
 
 
-def _counted(count: int) -> tuple[str, ...]:
-    """Names for classes that have none."""
-    return tuple(f"class {label}" for label in range(count))
+def _counted(labels: Iterable[int]) -> tuple[str, ...]:
+    """Names for classes that have none, up to the largest of some."""
+    return tuple(f"class {label}" for label in range(1 + max(map(_label, labels), default=-1)))
 
 
-def _seen(source: Source, pairs: Sequence[Pair], first: int, void: tuple[int, ...], origin: str) -> Labelling:
+def _seen(source: Source, pairs: Sequence[Pair], first: int, void: tuple[int, ...], origin: str, skip: bool) -> Labelling:
     """A labelling by the numbers that occur."""
     store = source.pictures([pair.labels for pair in pairs])
 
-    def numbers(place: int) -> set[int]:
-        values = label_values(store, place)
-        if values.ndim == 3:
-            raise PictureError(
-                store.where(place),
-                _COLOURS_UNSAID,
-            )
-        return set(np.flatnonzero(np.bincount(values.reshape(-1))).tolist() if int(values.max()) < _FAR else [_FAR])
+    def numbers(place: int) -> set[int] | PictureError:
+        try:
+            values = label_values(store, place)
+            if values.ndim == 3:
+                raise PictureError(store.where(place), _COLOURS_UNSAID)
+        except PictureError as error:
+            if skip:
+                return error
+            raise
+        return set(np.unique(values).tolist())
 
     with ThreadPoolExecutor(default_workers(), thread_name_prefix="vitral-labels") as pool:
-        there = set[int]().union(*pool.map(numbers, range(len(pairs))))
+        found = list(pool.map(numbers, range(len(pairs))))
+    wrong = [one for one in found if isinstance(one, PictureError)]
+    if len(wrong) == len(found):
+        raise wrong[0]
+    there = set[int]().union(*(one for one in found if isinstance(one, set)))
     if there == {0, 255} and void == (255,) and not first:
         return Labelling(
             names=("background", "object"),
@@ -400,15 +448,21 @@ def _seen(source: Source, pairs: Sequence[Pair], first: int, void: tuple[int, ..
             origin="As label files hold nothing but 0 and 255",
         )
     classes = {number for number in there if number not in void and number >= first}
-    largest = max(classes, default=first)
+    if not classes:
+        raise UsageError(
+            f"In the label files of {source.shown} no pixel is of any class: they hold {_numbers(there)}, and of "
+            f"{_numbers({*void, *range(first)})} nothing is known. Correct void=… (--void) or offset=… (--offset)."
+        )
+    largest = max(classes)
     if largest - first >= _DEEP:
         raise UsageError(f"The label files of {source.shown} hold numbers beyond {_DEEP:,}. Say which mean what: mapping=….")
     if len(classes) > 2 and largest - first >= 16 * len(classes):
         raise UsageError(
             f"The label files of {source.shown} hold {len(classes)} numbers with wide gaps (up to {largest}), which are "
-            "hardly all classes between them. Say which class each is: mapping={…}; or name all classes: classes=[…]."
+            "hardly all classes between them. Say which class each is: mapping={…}; or name all classes: classes=[…], or in "
+            "a classes.txt beside the pictures."
         )
-    return Labelling(names=_counted(largest - first + 1), offset=first, void=void, origin=origin)
+    return Labelling(names=_counted([largest - first]), offset=first, void=void, origin=origin)
 
 
 def _recognised(source: Source, pairs: Pairs) -> Labelling | None:
@@ -431,9 +485,9 @@ def _recognised(source: Source, pairs: Pairs) -> Labelling | None:
             return _of_names(source, min(found, key=lambda name: (name.count("/"), name)), file)
     stems = [posixpath.basename(pair.name) for pair in pairs.all]
     if all(stem.startswith("ADE_") for stem in stems):
-        return Labelling(names=_counted(150), offset=1, void=(0,), origin="As in ADE20K's SceneParse150")
+        return Labelling(names=_counted([149]), offset=1, void=(0,), origin="As in ADE20K's SceneParse150")
     if "segmentationclass" in lowered:
-        coloured = _is_coloured(source, pairs.all[0])
+        coloured = _is_coloured(source, pairs.all)
         return Labelling(
             names=_VOC,
             void=(_voc_colour(255),) if coloured else (255,),
@@ -441,17 +495,15 @@ def _recognised(source: Source, pairs: Pairs) -> Labelling | None:
             coloured=coloured,
             origin="As in Pascal VOC",
         )
-    if all(_CAMVID_NAME.match(stem) for stem in stems) and not _is_coloured(source, pairs.all[0]):
+    if all(_CAMVID_NAME.match(stem) for stem in stems) and not _is_coloured(source, pairs.all[:1]):
         return Labelling(names=_CAMVID, void=(11, 255), origin="As in CamVid's eleven classes of SegNet")
     return None
 
 
-def _is_coloured(source: Source, pair: Pair) -> bool:
-    """Whether a label file holds colours; one that cannot be read does not, and is complained of elsewhere."""
-    try:
-        return label_values(source.pictures([pair.labels]), 0).ndim == 3
-    except PictureError:
-        return False
+def _is_coloured(source: Source, pairs: Sequence[Pair]) -> bool:
+    """Whether any label file holds colours; one that cannot be read does not, and is complained of elsewhere."""
+    store = source.pictures([pair.labels for pair in pairs])
+    return any(holds_colours(store, place) for place in range(len(pairs)))
 
 
 def _voc_colour(number: int) -> int:
@@ -485,20 +537,19 @@ def _of_names(source: Source, name: str, kind: str) -> Labelling:
     if kind in ("label_colors.txt", "class_dict.csv", "labelmap.txt"):
         return _of_colours(lines, kind, shown, origin)
     numbered = [re.match(r"(\d+)[\s:,;]+(.*\S)", line) for line in lines]
-    if lines and all(numbered):
+    told = dict(enumerate(lines))
+    if all(numbered):
         told = {int(one[1]): one[2] for one in numbered if one is not None}
-        if len(told) < len(lines):
-            raise UsageError(f"{shown} gives two names to one number. Correct it.")
-        kept = [number for number in sorted(told) if not _VOID_NAME.fullmatch(told[number])]
-        void = tuple(number for number in sorted(told) if number not in kept)
-        return Labelling(
-            names=_some_names([told[number] for number in kept], shown),
-            void=(*void, *(() if 255 in told else (255,))),
-            mapping=tuple((number, label) for label, number in enumerate(kept)),
-            origin=origin,
-        )
-    void = (255,) if len(lines) <= 255 else ()
-    return Labelling(names=_some_names(lines, shown), void=void, origin=origin)
+    if len(told) < len(lines):
+        raise UsageError(f"{shown} gives two names to one number. Correct it.")
+    kept = [number for number in sorted(told) if not _VOID_NAME.fullmatch(told[number])]
+    void = tuple(number for number in sorted(told) if number not in kept)
+    return Labelling(
+        names=_some_names([told[number] for number in kept], shown),
+        void=(*void, *(() if 255 in told else (255,))),
+        mapping=() if kept == list(range(len(kept))) else tuple((number, label) for label, number in enumerate(kept)),
+        origin=origin,
+    )
 
 
 def _of_colours(lines: Sequence[str], kind: str, shown: str, origin: str) -> Labelling:

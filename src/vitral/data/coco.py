@@ -300,7 +300,7 @@ def listed(told: Mapping[str, Any], name: str, shown: str) -> list[dict[str, Any
     listed = told.get(name)
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         came = "is missing" if name not in told else "is no list of objects"
-        raise UsageError(f"{shown}: {name!r} {came}. COCO's instances have images, annotations and categories.")
+        raise UsageError(f"{shown}: {name!r} {came}. COCO's files have images, annotations and categories.")
     return listed
 
 

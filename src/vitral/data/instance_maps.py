@@ -21,6 +21,7 @@ from vitral.base.masks import regions_of
 from vitral.data.label_files import Pairs, colour_codes, label_values
 from vitral.data.listed import PicturesWithLabels
 from vitral.data.objects import Annotations
+from vitral.errors import PictureError
 
 __all__ = ["InstanceMaps", "holds_instances", "objects_in", "only_class"]
 
@@ -96,11 +97,15 @@ class InstanceMaps(PicturesWithLabels):
 
         Raises:
             IndexError: there is no such picture.
-            PictureError: the label file is missing or damaged.
+            PictureError: the label file is missing or damaged, or holds what is no number of an object.
         """
         values = label_values(self.labels, self._place(index))
         numbers = colour_codes(values) if values.ndim == 3 else values.astype(np.int32)
         numbers[np.isin(numbers, self.void)] = 0
+        least = int(numbers.min(initial=0))
+        if least < 0:
+            reason = f"It holds {least}, which is no number of an object. If nothing is known there, say void=[{least}]"
+            raise PictureError(self.labels.where(self._place(index)), f"{reason} (--void {least}).")
         return numbers
 
     def annotations(self, index: int) -> Annotations:

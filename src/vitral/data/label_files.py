@@ -25,16 +25,25 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Int32, UInt8
-from PIL import Image
+from jaxtyping import Int32, Integer, UInt8
+from PIL import ExifTags, Image
 
 from vitral.base.image import MAX_PIXELS
-from vitral.data.object_source import Problem, Source, header_size, is_picture, split_of
+from vitral.data.object_source import Problem, Source, is_picture, split_of
 from vitral.data.pictures import PictureStore
 from vitral.data.tree import natural, some
 from vitral.errors import PictureError, UsageError
 
-__all__ = ["Pair", "Pairs", "colour_codes", "label_pairs", "label_size", "label_values"]
+__all__ = [
+    "Pair",
+    "Pairs",
+    "colour_codes",
+    "holds_colours",
+    "label_pairs",
+    "label_values",
+    "orientation",
+    "other_size",
+]
 
 _PICTURES = frozenset(
     ("images", "image", "imgs", "img", "img_dir", "pictures", "photos", "jpegimages", "pngimages", "leftimg8bit", "rgb")
@@ -51,51 +60,65 @@ _ENDINGS = re.compile(
 )
 _PASSED_OVER = re.compile(r"_(color|instanceids|instancetrainids|polygons)$", re.IGNORECASE)  # Cityscapes' other files
 _DECODERS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # those that give back what was written
+_LOSSY = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}  # of TIFF's compressions those that change numbers
+_CHANGED = "which changes numbers as it stores them, so it cannot hold labels. Save labels as PNG."
 _LISTS = ("segmentation", "imagesets", "splits", "lists")  # folders of lists of splits; the first that is there counts
 
 
 # -- values -------------------------------------------------------------------------------------------------------------
 
 
-def label_size(store: PictureStore, place: int) -> tuple[int, int]:
-    """(height, width) of a label file, by its header alone.
-
-    Raises:
-        PictureError: it is not there, or no picture.
-    """
-    return header_size(store, place)
-
-
 def label_values(
-    store: PictureStore, place: int
+    store: PictureStore, place: int, *, coloured: bool = False
 ) -> UInt8[np.ndarray, "y x"] | Int32[np.ndarray, "y x"] | UInt8[np.ndarray, "y x 3"]:
     """The numbers that a label file holds, as they are: of a palette picture the places in it, of a coloured one RGB.
 
     Where a coloured file is grey all over, its numbers are the greys. Transparency is left away.
 
+    Args:
+        store: where label files lie.
+        place: which.
+        coloured: whether colours are wanted, always of three channels: of a palette picture those that it shows.
+
     Raises:
-        PictureError: it is not there, damaged, too large, or in a format that changes numbers as it stores them.
+        PictureError: it is not there, damaged, too large, in a format that changes numbers as it stores them, or has several
+            pages; or it holds numbers that are no colours.
     """
     name = store.where(place)
-    source = store.source(place)
-    try:
-        content = Path(source).read_bytes() if isinstance(source, str | os.PathLike) else bytes(source)  # type: ignore[arg-type]
-    except OSError as error:
-        raise PictureError(name, f"The label file cannot be read ({error.strerror or error}).") from error
-    image = _opened(content, name)
+    image = _opened(_content(store, place), name)
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(
             name, f"It has {image.height} x {image.width} pixels, more than the {MAX_PIXELS:,} that are decoded."
         )
     tiles = cast(Any, image).tile
     packed = tiles[0][3] if tiles else None
+    if image.format == "PPM":
+        packed = packed[1] if isinstance(packed, tuple) else None  # the largest number that may be written
     try:
         image.load()
     except Exception as error:  # a decoder fed with garbage raises whatever it likes
         raise PictureError(
             name, f"The label file could not be decoded ({str(error)[:200]}). Make or fetch it again."
         ) from error
-    return _numbers(image, packed, name)
+    return _colours(image, packed, name) if coloured else _numbers(image, packed, name)
+
+
+def holds_colours(store: PictureStore, place: int) -> bool:
+    """Whether a label file holds colours as such; False where it has a palette, is grey all over, or cannot be read."""
+    try:
+        coloured = _opened(_content(store, place), store.where(place)).mode in ("RGB", "RGBA")
+        return coloured and label_values(store, place).ndim == 3
+    except PictureError:
+        return False
+
+
+def _content(store: PictureStore, place: int) -> bytes:
+    """The bytes of a label file."""
+    source = store.source(place)
+    try:
+        return Path(source).read_bytes() if isinstance(source, str | os.PathLike) else bytes(source)  # type: ignore[arg-type]
+    except OSError as error:
+        raise PictureError(store.where(place), f"The label file cannot be read ({error.strerror or error}).") from error
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
@@ -107,41 +130,105 @@ def _opened(content: bytes, name: str) -> Image.Image:
         decoder, accepts = Image.OPEN[kind]
         if accepts is not None and accepts(content[:16]) is True:
             try:
-                return decoder(io.BytesIO(content), "")
+                image = decoder(io.BytesIO(content), "")
+                pages = _pages(image) if kind == "TIFF" else 1
             except Exception as error:
                 raise PictureError(name, f"The label file could not be decoded ({str(error)[:200]}).") from error
+            if pages > 1:
+                raise PictureError(name, f"It has {pages} pages, and nobody can tell which holds the labels. Save that one.")
+            lossy = _LOSSY.get(str(image.info.get("compression"))) if kind == "TIFF" else None
+            if lossy is not None:
+                raise PictureError(name, f"It is compressed as {lossy}, {_CHANGED}")
+            return image
     if content[:3] == b"\xff\xd8\xff":
-        raise PictureError(
-            name, "It is a JPEG, which changes numbers as it stores them, so it cannot hold labels. Save labels as PNG."
-        )
+        raise PictureError(name, f"It is a JPEG, {_CHANGED}")
     raise PictureError(
         name, f"It is no picture that can hold labels (PNG, TIFF, BMP, GIF, PPM); it begins with {content[:8]!r}."
     )
+
+
+def _pages(image: Image.Image) -> int:
+    """The pages of a TIFF, but for smaller copies and masks of others (TIFF 6.0, section 8, NewSubfileType)."""
+    count = 0
+    for page in range(cast(Any, image).n_frames):
+        image.seek(page)
+        count += not cast(Any, image).tag_v2.get(254, 0) & 5
+    image.seek(0)
+    return count
 
 
 def _numbers(
     image: Image.Image, packed: object, name: str
 ) -> UInt8[np.ndarray, "y x"] | Int32[np.ndarray, "y x"] | UInt8[np.ndarray, "y x 3"]:
     """The numbers of a decoded picture."""
-    if image.mode in ("L", "P"):
-        values = np.asarray(image)
+    if image.mode == "L":
         # Grey of 2 or 4 bits is stretched to 255 as it is decoded; labels are what was written.
-        return values // {"L;2": 85, "L;4": 17}.get(str(packed), 1) if image.mode == "L" else values
+        return _written(image, packed) // {"L;2": 85, "L;4": 17}.get(str(packed), 1)
+    if image.mode == "P":
+        return np.asarray(image)
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
-    if image.mode == "LA":
+    if image.mode in ("LA", "PA"):
         return np.asarray(image.getchannel(0))
-    if image.mode in ("RGB", "RGBA", "PA"):
-        if image.mode == "PA":
-            return np.asarray(image.getchannel(0))
-        values = np.asarray(image)[..., :3]
+    if image.mode in ("RGB", "RGBA"):
+        values = _written(image, packed)[..., :3]
         grey = (values[..., 0] == values[..., 1]).all() and (values[..., 1] == values[..., 2]).all()
         return np.ascontiguousarray(values[..., 0] if grey else values)
     if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.int32)
+        return _written(image, packed).astype(np.int32)
     raise PictureError(
         name, f"Its pixels are of the kind {image.mode!r}, which are no labels. Save whole numbers or colours."
     )
+
+
+def _colours(image: Image.Image, packed: object, name: str) -> UInt8[np.ndarray, "y x 3"]:
+    """The colours of a decoded picture."""
+    if image.mode[0] in "IF":
+        raise PictureError(
+            name, f"Its pixels are numbers of the kind {image.mode!r}, but colours are expected. Save it as RGB."
+        )
+    image.info.pop("transparency", None)
+    return _written(image.convert("RGB"), packed)
+
+
+def _written(image: Image.Image, packed: object) -> UInt8[np.ndarray, "y x *c"] | Integer[np.ndarray, "y x"]:
+    """The pixels of a picture; of PGM and PPM, which are stretched as they are decoded, the numbers that were written."""
+    values = np.asarray(image)
+    full = 65535 if image.mode == "I" else 255
+    return np.rint(values * (packed / full)).astype(values.dtype) if isinstance(packed, int) and packed != full else values
+
+
+def orientation(store: PictureStore, place: int) -> int:
+    """How EXIF turns a picture, 1 to 8 (EXIF 2.32, section 4.6.4 A, tag 274); 1, not at all, where nothing can be read."""
+    source = store.source(place)
+    try:
+        with Path(source).open("rb") if isinstance(source, str | os.PathLike) else io.BytesIO(source) as file:  # type: ignore[arg-type]
+            begin = file.read(16)
+            file.seek(0)
+            for kind in Image.ID:
+                decoder, accepts = Image.OPEN[kind]
+                if accepts is not None and accepts(begin) is True:
+                    turn = decoder(file, "").getexif().get(ExifTags.Base.Orientation, 1)
+                    return turn if turn in range(1, 9) else 1
+    except Exception:  # whoever reads the picture says better what is wrong with it
+        return 1
+    return 1
+
+
+def other_size(size: tuple[int, int], labels: tuple[int, int]) -> str:
+    """The sentences about labels of another size than their picture.
+
+    Args:
+        size: (height, width) of the upright picture, in pixels.
+        labels: that of its labels.
+    """
+    told = f"It has {size[0]} × {size[1]} pixels (height × width), but its labels have {labels[0]} × {labels[1]}."
+    if labels == size[::-1]:
+        return (
+            f"{told} Pictures are turned upright as their EXIF says, labels are not. Turn its labels likewise, or take the "
+            "orientation out of its EXIF."
+        )
+    return f"{told} Make them the same size."
 
 
 def colour_codes(values: UInt8[np.ndarray, "y x 3"]) -> Int32[np.ndarray, "y x"]:
@@ -331,21 +418,41 @@ def _by_lists(
     source: Source, pictures: Mapping[_Key, str], matched: Mapping[_Key, str], lists: Mapping[str, Sequence[str]]
 ) -> Pairs:
     """The splits as lists have them; what is in no list is left out."""
-    by_stem = {key[1]: key for key in (*pictures, *matched)}
+    by_stem: dict[str, list[_Key]] = defaultdict(list)
+    for one in pictures:
+        by_stem[one[1]].append(one)
     pairs: dict[str, list[Pair]] = {}
     problems: dict[str, list[Problem]] = defaultdict(list)
-    for split, stems in lists.items():
-        pairs[split] = []
-        for stem in dict.fromkeys(stems):
-            key = by_stem.get(stem)
+    for split, entries in lists.items():
+        found: dict[_Key, Pair] = {}
+        for entry in dict.fromkeys(entries):
+            key = _key_of(entry, by_stem, pictures, split, source)
             if key is not None and key in matched:
-                pairs[split].append(Pair(pictures[key], matched[key], split))
+                found[key] = Pair(pictures[key], matched[key], split)
                 continue
             what = "no picture of that name" if key is None else "no label file of it"
             problems[split].append(
-                _missing(source.shown, stem, f"The list of the split {split} names it, but there is {what}.")
+                _missing(source.shown, entry, f"The list of the split {split} names it, but there is {what}.")
             )
+        pairs[split] = list(found.values())
     return Pairs(splits=pairs, problems=dict(problems), told=True)
+
+
+def _key_of(
+    entry: str, by_stem: Mapping[str, list[_Key]], pictures: Mapping[_Key, str], split: str, source: Source
+) -> _Key | None:
+    """The picture that a list means, by its stem, or by so much of its path as tells it from others; None: there is none."""
+    path = posixpath.normpath(entry if posixpath.basename(entry) in by_stem else posixpath.splitext(entry)[0])
+    keys = by_stem.get(posixpath.basename(path), [])
+    if len(keys) > 1:
+        named = [key for key in keys if f"/{posixpath.splitext(pictures[key])[0]}".endswith(f"/{path.lstrip('/')}")]
+        if len(named) != 1:
+            raise UsageError(
+                f"The list of the split {split} of {source.shown} names {entry!r}, but there are "
+                f"{some([pictures[key] for key in keys], 3)}. Write so much of the path as tells them apart."
+            )
+        keys = named
+    return keys[0] if keys else None
 
 
 def _missing(file: str, picture: str, reason: str) -> Problem:
@@ -353,7 +460,7 @@ def _missing(file: str, picture: str, reason: str) -> Problem:
 
 
 def _lists(source: Source, pictures: Iterable[_Key]) -> dict[str, list[str]]:
-    """The stems of each split, by the lists {train,val,test}.txt; trainval.txt counts where the first two are missing."""
+    """What the lists {train,val,test}.txt name, stems or paths; trainval.txt counts where the first two are missing."""
     tops = {rest for rest, _ in pictures}
     found: dict[str, tuple[int, list[str]]] = {}
     for name in source.tree.files:
@@ -367,9 +474,7 @@ def _lists(source: Source, pictures: Iterable[_Key]) -> dict[str, list[str]]:
             lines = source.content(name).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UsageError(f"{source.where(name)} is not UTF-8. Save the file as UTF-8.") from error
-        firsts = [line.split()[0] for line in lines if line.strip()]
-        known = {stem for _, stem in pictures}
-        found[split] = rank, [one if one in known else posixpath.splitext(posixpath.basename(one))[0] for one in firsts]
+        found[split] = rank, [line.split()[0] for line in lines if line.strip()]
     best = min((rank for rank, _ in found.values()), default=0)
     lists = {split: stems for split, (rank, stems) in found.items() if rank == best}
     both = lists.pop("trainval", None)

@@ -5,24 +5,30 @@ ListedPictures ── names, where, read, subset
     ├─ NumberedPictures      a JSON says the number and the size of each      COCO's objects, panoptic maps
     └─ PicturesWithLabels    each has a label file                            class maps, instance maps
 ```
+
+Some of them can be set apart to judge by, chosen by their names alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Int64
 
 from vitral.base.image import Picture, read_picture
+from vitral.base.numbers import real_number
 from vitral.data.object_source import Chosen, Problem, chosen_places, header_size
 from vitral.data.pictures import PictureStore
+from vitral.errors import UsageError
 
-__all__ = ["ListedPictures", "NumberedPictures", "PicturesWithLabels", "rows_of"]
+__all__ = ["ListedPictures", "NumberedPictures", "PicturesWithLabels", "rows_of", "set_apart", "with_held_out"]
 
 _S = TypeVar("_S", bound="ListedPictures")
+_P = TypeVar("_P")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,3 +159,63 @@ def rows_of(
     """
     rows = [np.arange(*starts[place : place + 2]) for place in places]
     return np.concatenate([np.zeros(0, dtype=np.int64), *rows]), np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+
+def set_apart(names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
+    """Some of a set's pictures, chosen by their names alone: another order, or another machine, chooses the same.
+
+    Args:
+        names: what the pictures are called.
+        share: how many are set apart, in parts of all; at least one and not all.
+
+    Returns:
+        The places of those to learn from, and of those set apart, each from low to high.
+
+    Raises:
+        UsageError: no share between 0 and 1, or fewer than two pictures.
+    """
+    part = _share(share)
+    if len(names) < 2:
+        raise UsageError(f"Of {len(names)} pictures none can be held out.")
+    order = sorted(range(len(names)), key=lambda place: hashlib.sha256(names[place].encode("utf-8", "replace")).digest())
+    apart = frozenset(order[: min(max(round(part * len(names)), 1), len(names) - 1)])
+    return [place for place in range(len(names)) if place not in apart], sorted(apart)
+
+
+def with_held_out(splits: _P, share: float, path: object) -> _P:
+    """Splits without a val, in which a share of the training pictures becomes one; see `set_apart`.
+
+    Args:
+        splits: a dataclass of train, val and test, such as `vitral.data.objects.ObjectSplits`.
+        share: how many are set apart, in parts of all.
+        path: what messages call the source.
+
+    Raises:
+        UsageError: no share between 0 and 1; there is a val already; nothing is there that could be held out.
+    """
+    _share(share)
+    there: Any = splits
+    if there.val is not None:
+        raise UsageError(
+            f"{path} has a split val with {len(there.val):,} pictures to judge by. Leave held_out out to use it."
+        )
+    train = there.train
+    if train is None:
+        raise UsageError(f"{path} has no split train of which pictures could be held out, only {', '.join(there.sets)}.")
+    if len(train) < 2 or not isinstance(train, ListedPictures):
+        raise UsageError(f"{train.name} has {len(train)} pictures, of which none can be held out.")
+    learned, judged = set_apart(train.names, share)
+    held_out = train.subset(judged, name=f"{train.name}, held out")
+    return cast(_P, replace(there, train=train.subset(learned), val=held_out))
+
+
+def _share(share: float) -> float:
+    """A share of pictures.
+
+    Raises:
+        UsageError: it is none.
+    """
+    part = real_number("held_out", share)
+    if not 0 < part < 1:
+        raise UsageError(f"A share to hold out must lie between 0 and 1, both excluded; {share!r} came.")
+    return part

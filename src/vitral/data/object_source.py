@@ -80,7 +80,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}, {self.annotation}" if self.annotation else self.file
-        return f"{where} ({self.picture}): {self.reason}" if self.picture else f"{where}: {self.reason}"
+        apart = self.picture and not self.file.endswith(self.picture)  # else the file is the picture itself
+        return f"{where} ({self.picture}): {self.reason}" if apart else f"{where}: {self.reason}"
 
 
 class Row(NamedTuple):

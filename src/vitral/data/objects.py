@@ -56,6 +56,7 @@ __all__ = [
     "ObjectSet",
     "ObjectSplits",
     "ObjectTable",
+    "formats_in",
     "mask_of",
     "object_formats",
     "read_objects",
@@ -345,10 +346,11 @@ def object_formats(path: str | os.PathLike[str]) -> tuple[ObjectFormat, ...]:
     Raises:
         UsageError: there is no such source.
     """
-    return _formats(open_source(path))
+    return formats_in(open_source(path))
 
 
-def _formats(source: Source) -> tuple[ObjectFormat, ...]:
+def formats_in(source: Source) -> tuple[ObjectFormat, ...]:
+    """The formats of the annotations in a source that is open already; see `object_formats`."""
     found: list[ObjectFormat] = []
     if source.only is not None:
         return ("coco",) if source.only.lower().endswith(".json") else ("yolo",)
@@ -387,7 +389,7 @@ def read_objects(
     if bad not in get_args(BadObjects):
         raise UnknownNameError("value of bad", bad, get_args(BadObjects))
     source = open_source(path)
-    found = _formats(source) if format is None else (format,)
+    found = formats_in(source) if format is None else (format,)
     if len(found) > 1:
         raise UsageError(f"{path} holds annotations of several formats: {', '.join(found)}. Say which one is meant.")
     kind = found[0] if found else None

@@ -129,10 +129,7 @@ class PanopticMaps(NumberedPictures):
             PictureError: the map is missing or damaged.
         """
         place = self._place(index)
-        values = label_values(self.labels, place)
-        if values.ndim == 2:  # grey all over: nothing, or few segments
-            values = np.repeat(values.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-        numbers = colour_codes(values)
+        numbers = colour_codes(label_values(self.labels, place, coloured=True))
         if self.table is None:
             numbers &= 0xFFFF
             numbers[numbers & 255 == 0] = 0
@@ -423,6 +420,7 @@ def _rows(
         numbers: set[int] = set()
         for info in infos:
             number, category = as_integer(info.get("id")), as_integer(info.get("category_id"))
+            crowd = info.get("iscrowd")
             if number is None or not 0 < number < 1 << 24:
                 reason = f"Its id should be a whole number from 1 to {(1 << 24) - 1:,}, but is {str(info.get('id'))[:40]}."
                 complain("malformed", "a segment", name_of[owner], reason)
@@ -431,9 +429,12 @@ def _rows(
             elif category is None or category not in place:
                 reason = f"Its category_id is {str(info.get('category_id'))[:40]}, which no category has."
                 complain("unknown class", f"segment {number}", name_of[owner], reason)
+            elif crowd is not None and not (isinstance(crowd, int | float) and crowd in (0, 1)):
+                reason = f"Its iscrowd should be 0 or 1, but is {repr(crowd)[:40]}."
+                complain("malformed", f"segment {number}", name_of[owner], reason)
             else:
                 numbers.add(number)
-                rows[owner].append((number, place[category], bool(info.get("iscrowd", 0))))
+                rows[owner].append((number, place[category], bool(crowd)))
     return rows, map_of
 
 

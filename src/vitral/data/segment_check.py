@@ -24,6 +24,8 @@ from vitral.base.image import read_picture
 from vitral.base.numbers import whole_number
 from vitral.data.check import Range
 from vitral.data.class_maps import ClassMaps
+from vitral.data.label_files import orientation, other_size
+from vitral.data.listed import PicturesWithLabels
 from vitral.data.object_source import Problem
 from vitral.data.objects import Annotations, ListedObjects, ObjectSet
 from vitral.data.panoptic import PanopticMaps, class_map_of
@@ -32,6 +34,12 @@ from vitral.errors import PictureError, UsageError
 
 __all__ = ["SegmentCounts", "SegmentReport", "check_segments"]
 
+_NOTHING = "No pixel of its pictures is of any class. Are void and offset right (--void, --offset)?"
+_TURNED = "Its EXIF turns it, and its size does not tell whether its labels are turned as well."
+_UPRIGHT = (
+    "If labels were drawn on pictures as EXIF turns them, save those upright, without EXIF; else take the orientation out "
+    "of their EXIF."
+)
 _TOGETHER = 1024  # pictures between two looks at how far it has come
 
 
@@ -67,6 +75,7 @@ class SegmentReport:
         things: which are things; None where nothing tells.
         counts: how much there is in each split.
         problems: what is wrong, by the files' order.
+        advice: what to do about what is wrong in the same way in many files, said once.
         heights: of all pictures that can be read; None if none can.
         widths: likewise.
         leaks: groups of pictures with the same pixels in several splits: (split, name) of each.
@@ -78,6 +87,7 @@ class SegmentReport:
     things: tuple[bool, ...] | None
     counts: dict[str, SegmentCounts]
     problems: tuple[Problem, ...]
+    advice: tuple[str, ...]
     heights: Range | None
     widths: Range | None
     leaks: tuple[tuple[tuple[str, str], ...], ...]
@@ -113,6 +123,7 @@ class SegmentReport:
             },
             "without_pixels": {split: list(self.without_pixels(split)) for split in self.counts},
             "problems": [dict(vars(one)) for one in self.problems],
+            "advice": list(self.advice),
             "heights": dict(vars(self.heights)) if self.heights else None,
             "widths": dict(vars(self.widths)) if self.widths else None,
             "leaks": [[{"split": split, "name": name} for split, name in group] for group in self.leaks],
@@ -128,6 +139,7 @@ class _Labelled(NamedTuple):
     objects: Int64[np.ndarray, " c"] | None
     crowds: int
     problems: tuple[Problem, ...]
+    advice: tuple[str, ...] = ()
 
 
 class _Seen(NamedTuple):
@@ -137,6 +149,7 @@ class _Seen(NamedTuple):
     digest: bytes
     labelled: _Labelled | None
     problems: tuple[Problem, ...]
+    advice: tuple[str, ...]
 
 
 def check_segments(
@@ -188,6 +201,7 @@ def _look(pictures: SegmentSet, index: int) -> _Seen:
     name = pictures.names[index]
     problems: list[Problem] = []
     size, digest, labelled = None, b"", None
+    advice: tuple[str, ...] = ()
     try:
         if isinstance(pictures, ListedObjects):  # its own `read` refuses another size, and says no more of the picture
             picture = read_picture(pictures.store.source(index), name=pictures.where(index))
@@ -202,15 +216,22 @@ def _look(pictures: SegmentSet, index: int) -> _Seen:
     try:
         labelled = _labels(pictures, index)
         problems += labelled.problems
+        advice = labelled.advice
     except PictureError as error:
         problems.append(_unreadable(error, name))
     if size is not None and labelled is not None and labelled.size != size:
-        reason = (
-            f"It has {size[0]} × {size[1]} pixels (height × width), but its labels have {labelled.size[0]} × "
-            f"{labelled.size[1]}. Make them the same size."
-        )
-        problems.append(Problem(kind="size", file=pictures.where(index), annotation="", picture=name, reason=reason))
-    return _Seen(size, digest, labelled, tuple(problems))
+        problems.append(_misfit(pictures, index, other_size(size, labelled.size)))
+    elif size is not None and labelled is not None and isinstance(pictures, PicturesWithLabels | PanopticMaps):
+        turn = orientation(pictures.store, index)
+        if turn in (2, 3, 4) or (turn > 1 and size[0] == size[1]):  # of the others the size has told
+            problems.append(_misfit(pictures, index, _TURNED))
+            advice = (*advice, _UPRIGHT)
+    return _Seen(size, digest, labelled, tuple(problems), advice)
+
+
+def _misfit(pictures: SegmentSet, index: int, reason: str) -> Problem:
+    """A picture whose labels do not lie on it pixel by pixel."""
+    return Problem(kind="size", file=pictures.where(index), annotation="", picture=pictures.names[index], reason=reason)
 
 
 def _unreadable(error: PictureError, name: str) -> Problem:
@@ -244,12 +265,13 @@ def _of_classes(pictures: ClassMaps, index: int, count: int) -> _Labelled:
             file=pictures.labels.where(index),
             annotation=pictures.labelling.shown(number),
             picture=pictures.names[index],
-            reason=pictures.labelling.complaint(number, pixels),
+            reason=pictures.labelling.finding(number, pixels),
         )
         for number, pixels in looked.unknown.items()
     )
     known, unlabelled = _pixels(looked.class_map, count)
-    return _Labelled(_size(looked.class_map), known, unlabelled, None, 0, problems)
+    advice = tuple(map(pictures.labelling.remedy, looked.unknown))
+    return _Labelled(_size(looked.class_map), known, unlabelled, None, 0, problems, advice)
 
 
 def _of_panoptic(pictures: PanopticMaps, index: int, count: int) -> _Labelled:
@@ -316,13 +338,20 @@ def _report(splits: SegmentSplits, seen: Mapping[str, list[_Seen]]) -> SegmentRe
         for split, pictures in sets.items()
         for one in (*getattr(pictures, "problems", ()), *(wrong for each in seen[split] for wrong in each.problems))
     ]
+    counts = {split: _counts(found, len(splits.classes)) for split, found in seen.items()}
+    problems += [
+        Problem(kind="empty", file=sets[split].name, annotation="", picture="", reason=_NOTHING)
+        for split, one in counts.items()
+        if one.total and not any(one.pixels) and split != "test"  # whose answers may be kept back
+    ]
     return SegmentReport(
         kind=splits.kind,
         assumes=splits.assumes,
         classes=splits.classes,
         things=splits.things,
-        counts={split: _counts(found, len(splits.classes)) for split, found in seen.items()},
+        counts=counts,
         problems=tuple(problems),
+        advice=tuple(dict.fromkeys(advice for found in seen.values() for one in found for advice in one.advice)),
         heights=_range([height for height, _ in sizes]),
         widths=_range([width for _, width in sizes]),
         leaks=tuple(tuple(group) for group in by_digest.values() if len({split for split, _ in group}) > 1),

@@ -23,6 +23,7 @@ from vitral.base.masks import boxes_of
 from vitral.base.numbers import whole_number
 from vitral.data.augment.chain import fill_colour, input_of, levels_of
 from vitral.data.augment.example import Chain, Example
+from vitral.data.label_files import other_size
 from vitral.data.loader import Order, Place, Share, gathered, read_ahead
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.object_loader import PackedTargets, pinned, stacked, targets_of, widened
@@ -160,11 +161,7 @@ class SegmentInput:
             raise UsageError(f"{picture.name} was read at reduced size, where its labels do not fit. Read it whole.")
         for known in (class_map, None if annotations is None else annotations.masks):
             if known is not None and known.shape[-2:] != picture.size:
-                raise PictureError(
-                    picture.name,
-                    f"It has {picture.size[0]} × {picture.size[1]} pixels (height × width), but its labels have "
-                    f"{known.shape[-2]} × {known.shape[-1]}. Make them the same size.",
-                )
+                raise PictureError(picture.name, other_size(picture.size, known.shape[-2:]))
         image = picture.image if len(self._levels) == 3 else picture.image.convert("L")
         example = Example(image=image, class_map=class_map, ignore=ignore)
         labels = np.zeros(0, dtype=np.int64)

@@ -20,8 +20,8 @@ splits' `assumes` says it in a sentence.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,34 +31,35 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from vitral.base.image import Picture
-from vitral.base.numbers import real_number
-from vitral.data.class_maps import ClassMaps, labelling_of
+from vitral.data.class_maps import ClassMaps, labelling_of, void_numbers
 from vitral.data.coco import holds_coco
 from vitral.data.instance_maps import InstanceMaps, holds_instances, only_class
 from vitral.data.label_files import Pair, Pairs, label_pairs
-from vitral.data.object_source import Problem, Source, open_source
-from vitral.data.objects import Annotations, BadObjects, ListedObjects, ObjectSet, read_objects
+from vitral.data.listed import with_held_out
+from vitral.data.object_source import Problem, Source, is_picture, open_source
+from vitral.data.objects import Annotations, BadObjects, ListedObjects, ObjectSet, formats_in, read_objects
 from vitral.data.panoptic import PanopticDraft, PanopticMaps, SegmentTable, holds_panoptic, read_panoptic
-from vitral.data.synthetic import SegmentedScenes, SyntheticScenes
+from vitral.data.synthetic import SCENES, SegmentedScenes, drawn_scenes
+from vitral.data.tree import Tree
 from vitral.errors import UnknownNameError, UsageError
 
 __all__ = [
-    "SCENES",
     "ClassMapSet",
+    "Known",
     "PanopticSet",
     "SegmentKind",
     "SegmentSet",
     "SegmentSplits",
+    "known_of",
     "read_segments",
     "segment_kinds",
-    "set_apart",
 ]
-
-SCENES = "scenes"
-"""What drawn pictures are called where a path is asked for."""
 
 SegmentKind = Literal["semantic", "instance", "panoptic"]
 """What is known of pixels: the class; the object, where there is one; or the segment, of things and of stuff."""
+
+Known = Literal["classes", "objects", "segments"]
+"""What is known of pictures: the class of each; the objects in it, as boxes; or what its pixels show."""
 
 
 # -- what a set says ----------------------------------------------------------------------------------------------------
@@ -192,30 +193,52 @@ class SegmentSplits:
         return getattr(next(iter(self.sets.values())), "things", None) or None
 
 
-def set_apart(names: Sequence[str], share: float) -> tuple[list[int], list[int]]:
-    """Some pictures to learn from and the others to judge by, chosen by their names alone, whatever their order.
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def known_of(path: str | os.PathLike[str]) -> Known:
+    """What is known of the pictures of a source, by the names of its files.
+
+    Boxes come before pixels where a source has both; but a JSON or a folder that lists panoptic segments alone has no boxes.
+    What cannot be opened here, or has neither boxes nor label files, is left to the reader of labelled pictures, who says
+    best what is wrong with it.
 
     Args:
-        names: what the pictures are called.
-        share: how many are set apart, in parts of all; at least one and not all.
-
-    Returns:
-        The places of those to learn from, and of those set apart, each from low to high.
+        path: a source; "digits", or "scenes", which are drawn with objects in them.
 
     Raises:
-        UsageError: no share between 0 and 1, or fewer than two pictures.
+        UsageError: nobody can tell which label file belongs to which picture.
     """
-    part = real_number("held_out", share)
-    if not 0 < part < 1:
-        raise UsageError(f"A share to hold out must lie between 0 and 1, both excluded; {share!r} came.")
-    if len(names) < 2:
-        raise UsageError(f"Of {len(names)} pictures none can be held out.")
-    order = sorted(range(len(names)), key=lambda place: hashlib.sha256(names[place].encode("utf-8", "replace")).digest())
-    apart = frozenset(order[: min(max(round(part * len(names)), 1), len(names) - 1)])
-    return [place for place in range(len(names)) if place not in apart], sorted(apart)
+    if path == SCENES:
+        return "objects"
+    if path == "digits" or not str(path).strip():
+        return "classes"
+    try:
+        source = open_source(path)
+    except UsageError:
+        return "classes"
+    if source.only is not None and holds_panoptic(source):
+        return "segments"
+    if formats_in(source):
+        return "objects"
+    return "segments" if _has_segments(source) else "classes"
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------
+def _has_segments(source: Source) -> bool:
+    """Whether a folder or an archive says something of pixels.
+
+    Raises:
+        UsageError: it has label files, and nobody can tell which pictures they are for.
+    """
+    try:
+        return bool(_kinds(source)[0])
+    except UsageError:
+        # Two pictures of one name, such as 0.jpg and 0.png, are nobody's trouble where no label file is for one of them:
+        # a folder of pictures may be called as those are called that have label files beside them.
+        one_each = {posixpath.splitext(name)[0]: name for name in filter(is_picture, source.tree.files)}
+        if label_pairs(replace(source, tree=Tree(tuple(one_each.values()), source.tree.folders))) is None:
+            return False
+        raise
 
 
 def segment_kinds(path: str | os.PathLike[str]) -> tuple[SegmentKind, ...]:
@@ -252,7 +275,7 @@ def read_segments(
     bad: BadObjects = "refuse",
     labels: str | None = None,
     classes: Sequence[str] | None = None,
-    void: Sequence[int] | None = None,
+    void: Sequence[int | Sequence[int]] | None = None,
     offset: int | None = None,
     mapping: Mapping[int, int] | None = None,
     colours: Mapping[tuple[int, int, int], int] | None = None,
@@ -263,12 +286,14 @@ def read_segments(
     Args:
         path: the source; or "scenes", 2,000 drawn ones to learn from and 200 to judge by.
         kind: what is read of pixels; None: what the source says first.
-        held_out: where there is no split val, this share of the training pictures is set apart as one; see `set_apart`.
+        held_out: where there is no split val, this share of the training pictures is set apart as one; see
+            `vitral.data.listed.set_apart`.
         bad: what happens to what is wrong with lists and files. What is wrong in the pixels of a label file is found when it
             is read, and is an error then.
         labels: the folder of the label files, or of the maps, where several could be it.
         classes: the names of the classes of label files, in order; of objects, the name of their only class.
-        void: numbers in label files that say that nothing is known of a pixel.
+        void: numbers in label files that say that nothing is known of a pixel, besides those that do so anyway, such as 255;
+            a colour may be (red, green, blue).
         offset: the number of the first class in label files; 1 where 0 is void ("reduce labels").
         mapping: the class of each number in label files, instead of an offset.
         colours: the class of each colour in label files.
@@ -288,7 +313,8 @@ def read_segments(
     said = [name for name, value in (*meaning.items(), ("labels", labels), ("things", things)) if value is not None]
     if path == SCENES:
         _no_use(said, "Drawn scenes say everything themselves")
-        return _apart(_scenes(kind or "semantic"), held_out, path)
+        drawn = _scenes(kind or "semantic")
+        return drawn if held_out is None else with_held_out(drawn, held_out, path)
     source = open_source(path)
     kinds, pairs = _kinds(source, labels)
     all_in_coco = kind == "panoptic" and "instance" in kinds and pairs is None  # things and stuff in its form of objects
@@ -313,7 +339,7 @@ def read_segments(
     else:
         _no_use([name for name in said if name != "things"], "COCO's JSON says what it holds")
         splits = _of_coco(path, bad, things, chosen)
-    return _apart(splits, held_out, path)
+    return splits if held_out is None else with_held_out(splits, held_out, path)
 
 
 def _no_use(said: Sequence[str], why: str) -> None:
@@ -322,28 +348,11 @@ def _no_use(said: Sequence[str], why: str) -> None:
         raise UsageError(f"{why}: leave {', '.join(said)} out.")
 
 
-def _apart(splits: SegmentSplits, held_out: float | None, path: object) -> SegmentSplits:
-    """The splits with some of the pictures set apart, if so wished."""
-    if held_out is None:
-        return splits
-    if splits.val is not None:
-        raise UsageError(
-            f"{path} has a split val with {len(splits.val):,} pictures to judge by. Leave held_out out to use it."
-        )
-    if splits.train is None:
-        raise UsageError(f"{path} has no split train of which pictures could be held out.")
-    train = cast(Any, splits.train)
-    learned, judged = set_apart(train.names, held_out)
-    return replace(splits, train=train.subset(learned), val=train.subset(judged, name=f"{train.name}, held out"))
-
-
 def _scenes(kind: SegmentKind) -> SegmentSplits:
     """Drawn pictures, which need no file."""
-    masks = kind == "instance"
-    train = SyntheticScenes(count=2000, name="scenes/train", with_masks=masks)
-    val = SyntheticScenes(count=200, seed=1, name="scenes/val", with_masks=masks)
+    train, val = drawn_scenes(with_masks=kind == "instance")
     assumes = "The scenes are drawn, so that everything is known of every pixel."
-    if masks:
+    if kind == "instance":
         return SegmentSplits(kind=kind, assumes=assumes, train=train, val=val)
     return SegmentSplits(kind=kind, assumes=assumes, train=SegmentedScenes(scenes=train), val=SegmentedScenes(scenes=val))
 
@@ -370,7 +379,7 @@ def _of_classes(source: Source, pairs: Pairs, shown: str, bad: BadObjects, meani
     """Pictures and label files of classes."""
     for split in pairs.splits:
         _refuse(pairs.problems.get(split, ()), bad)
-    labelling = labelling_of(source, pairs, **meaning)
+    labelling = labelling_of(source, pairs, skip=bad == "skip", **meaning)
     sets = {
         split: ClassMaps(
             name=f"{shown}/{split}",
@@ -380,24 +389,30 @@ def _of_classes(source: Source, pairs: Pairs, shown: str, bad: BadObjects, meani
         )
         for split, listed in pairs.splits.items()
     }
-    return SegmentSplits(kind="semantic", assumes=str(labelling), **sets)
+    return SegmentSplits(kind="semantic", assumes=f"{labelling} {labelling.doubt}".rstrip(), **sets)
 
 
 def _of_instances(
-    source: Source, pairs: Pairs, shown: str, bad: BadObjects, classes: Sequence[str] | None, void: Sequence[int] | None
+    source: Source,
+    pairs: Pairs,
+    shown: str,
+    bad: BadObjects,
+    classes: Sequence[str] | None,
+    void: Sequence[int | Sequence[int]] | None,
 ) -> SegmentSplits:
     """Pictures and label files that number objects."""
     names = tuple(classes) if classes is not None else (only_class(pairs),)
     if len(names) != 1:
         raise UsageError(f"Label files that number objects have one class; {len(names)} names came: {', '.join(names)}.")
+    unknown = void_numbers(void)
     sets: dict[str, InstanceMaps] = {}
     for split, listed in pairs.splits.items():
         problems = tuple(pairs.problems.get(split, ()))
         _refuse(problems, bad)
         sets[split] = InstanceMaps(
-            name=f"{shown}/{split}", classes=names, void=tuple(void or ()), problems=problems, **_stores(source, listed)
+            name=f"{shown}/{split}", classes=names, void=unknown, problems=problems, **_stores(source, listed)
         )
-    nothing = ", ".join(map(str, void or ()))
+    nothing = ", ".join(map(str, unknown))
     assumes = f"Each number but 0{f' and {nothing}' if nothing else ''} is an object of its picture, all of them {names[0]}."
     return SegmentSplits(kind="instance", assumes=assumes, **sets)
 

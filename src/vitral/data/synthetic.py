@@ -25,7 +25,10 @@ from vitral.base.numbers import real_number, whole_number
 from vitral.data.objects import Annotations
 from vitral.errors import UnknownNameError, UsageError
 
-__all__ = ["MATERIALS", "SHAPES", "Scene", "SegmentedScenes", "SyntheticScenes"]
+__all__ = ["MATERIALS", "SCENES", "SHAPES", "Scene", "SegmentedScenes", "SyntheticScenes", "drawn_scenes"]
+
+SCENES = "scenes"
+"""What drawn pictures are called where a path is asked for. (A folder of that name is "./scenes".)"""
 
 _Grid = Float32[np.ndarray, "y x"]
 
@@ -418,6 +421,16 @@ class SegmentedScenes:
             ids=np.arange(first, first + count, dtype=np.int64),
             masks=masks,
         )
+
+
+def drawn_scenes(*, with_masks: bool = False) -> tuple[SyntheticScenes, SyntheticScenes]:
+    """What "scenes" means: 2,000 drawn pictures to learn from, and 200 others to judge by.
+
+    Args:
+        with_masks: see `SyntheticScenes`.
+    """
+    train = SyntheticScenes(count=2000, name=f"{SCENES}/train", with_masks=with_masks)
+    return train, SyntheticScenes(count=200, seed=1, name=f"{SCENES}/val", with_masks=with_masks)
 
 
 def _first_id(number: int) -> int:

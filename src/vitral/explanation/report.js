@@ -12,6 +12,7 @@ const MEAN = -1; // the place of "mean of heads": before the first head, on the 
 const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 if ("DecompressionStream" in window) {
+  byId("asleep").textContent = "Unpacking what this page shows…"; // megabytes, on large networks
   const bytes = await inflated(byId("packed").textContent);
   const picture = Object.assign(new Image(), { src: told.picture.address });
   await picture.decode();

@@ -149,6 +149,7 @@ class SegmentLook:
         classes: how likely each class was, and behind them nothing, at the same layers (k c); None for networks of classes.
         cells: height and width of a cell of each layer of `across`, in pixels of the input.
         names: the names of all the model's classes.
+        threshold: the score that segments of queries had to be above; 0 where all count.
     """
 
     found: Segmentation | Instances
@@ -161,6 +162,7 @@ class SegmentLook:
     classes: tuple[Float[np.ndarray, "k _"], ...] | None
     cells: tuple[tuple[int, int], ...]
     names: tuple[str, ...]
+    threshold: float = 0.0
 
     def __repr__(self) -> str:
         return f"SegmentLook({self.found!r}, {len(self.across)} layers, {self.gaze.kind})"
@@ -168,6 +170,11 @@ class SegmentLook:
     def __len__(self) -> int:
         """How many segments and pixels there are."""
         return len(self.asked)
+
+    @property
+    def advice(self) -> str:
+        """How more is found, as a sentence behind another one; nothing where all there is was found."""
+        return " A lower threshold finds more." if self.threshold > 0 else ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -318,7 +325,8 @@ def look_at_segments(
     gaze = segment_gaze(predictor.model)
     names = tuple(map(predictor.record.label, range(cast(Any, predictor.model).config.num_classes)))
     masks, classes = _told(predictor.model, batch, output, kept)
-    look = SegmentLook(found, tuple(kept), seen, gaze, (), (), masks, classes, (), names)
+    least = options.threshold if isinstance(output, MaskOutput) else 0.0
+    look = SegmentLook(found, tuple(kept), seen, gaze, (), (), masks, classes, (), names, least)
     if gaze.kind == "none" or not kept:
         return look
     watched = _asked_by_queries if gaze.kind == "queries" else _asked_by_patches

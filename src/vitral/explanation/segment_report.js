@@ -204,7 +204,9 @@ function explore(bytes, picture) {
       return;
     }
     if (!one) {
-      const count = `${segments.length} segment${segments.length === 1 ? "" : "s"}`;
+      const pixels = segments.filter((other) => other.pixel).length;
+      const counted = [[segments.length - pixels, "segment"], [pixels, "pixel"]].filter(([many]) => many);
+      const count = counted.map(([many, what]) => `${many} ${what}${many === 1 ? "" : "s"}`).join(" and ");
       const over = hovered < 0 ? "Choose one to see what it rests on." : `Here: ${segments[hovered].name}.`;
       write("saying", `${count}. ${over}`);
       return;

@@ -296,9 +296,9 @@ def _lead(predictor: Prepares, look: SegmentLook, explained: int) -> str:
     height, width = look.seen.frame.input
     found, pixels = (sum((one.pixel is not None) == asked for one in look.asked) for asked in (False, True))
     if not len(look):
-        return f"{model} saw {height} × {width} pixels and was sure of nothing in them. A lower threshold finds more."
+        return f"{model} saw {height} × {width} pixels and was sure of nothing in them.{look.advice}"
     counted = f"{found} segment{'' if found == 1 else 's'}"
-    left = "" if explained == len(look) else f", of which {explained - pixels} are explained here"
+    left = _explained(explained - pixels, pixels, found)
     how = {
         "queries": "Each is read from a query, which looked at the picture and at the other queries, and drew a mask.",
         "patches": "Each is all there is of a class; its patches looked at all the others, layer by layer."
@@ -307,6 +307,17 @@ def _lead(predictor: Prepares, look: SegmentLook, explained: int) -> str:
         "none": "Each is all there is of a class; nothing attends here, so the page shows what its score hangs on.",
     }[look.gaze.kind]
     return f"{model} saw {height} × {width} pixels and found {counted}{left}. {how}"
+
+
+def _explained(segments: int, pixels: int, found: int) -> str:
+    """How many of the segments, and how many pixels, the page is about, where that is not all and only the segments."""
+    asked = "one pixel" if pixels == 1 else f"{pixels} pixels"
+    if not segments and pixels:
+        return f"; {asked} {'is' if pixels == 1 else 'are'} explained here"
+    some = "" if segments == found else f", of which {segments} {'is' if segments == 1 else 'are'} explained here"
+    if not pixels:
+        return some
+    return f"{some}, and {asked}" if some else f"; they are explained here, and {asked}"
 
 
 def _extra_buttons(told: dict[str, Any]) -> str:

@@ -193,7 +193,7 @@ def chosen_segments(look: SegmentLook, target: SegmentTarget) -> list[int]:
             places = [place for place in segments if look.asked[place].label == one]
             if not places:
                 there = ", ".join(map(repr, dict.fromkeys(look.asked[place].label for place in segments))) or "nothing"
-                raise UsageError(f"No {one!r} was found in {look.seen.name}, but {there}. A lower threshold finds more.")
+                raise UsageError(f"No {one!r} was found in {look.seen.name}, but {there}.{look.advice}")
             found += places
         elif number is None or not -len(segments) <= number < len(segments):
             raise UsageError(

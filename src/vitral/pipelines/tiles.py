@@ -16,12 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Integer
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitral.base.image import PictureSource, read_picture
 from vitral.base.numbers import as_integer, real_number, whole_number
 from vitral.data.transforms import Preprocessing
 from vitral.errors import UsageError
+from vitral.models.network import Network
 from vitral.pipelines.predictor import Predictor
 from vitral.tasks.catalogue import TASKS
 from vitral.tasks.segmentation.decode import (
@@ -31,6 +32,7 @@ from vitral.tasks.segmentation.decode import (
     class_names,
     class_values,
     empty_map,
+    fused_places,
     ignored,
     shares_of,
     subtask_of,
@@ -62,24 +64,27 @@ def segment_in_windows(
         predictor: of a network that segments.
         picture: a path, address, bytes, file object, Pillow image, array or tensor; it is read whole.
         window: height and width of what the network sees at once, in pixels of the resized picture, or one number for both;
-            None for the network's own size. A picture that is smaller is seen whole.
+            None for the network's own size. At least a cell of the network's, its patch or the stride of its coarsest map. A
+            picture that is smaller is seen whole.
         overlap: the part of a window that it shares with the next one, from 0 to 0.9.
         shortest: the shorter side of the resized picture in pixels; None for the picture as it is.
         batch_size: how many windows the network sees at once.
-        progress: called with the number of windows that were seen, and with that of all.
+        progress: called with the number of windows that were seen, and with that of all; first behind the first window,
+            which tells how many there will be.
         timeout: seconds that fetching an address may take.
         **options: override the predictor's; see `vitral.tasks.segmentation.decode.Options`.
 
     Raises:
         PictureError: the picture cannot be read.
-        UnknownNameError: a misspelt option.
-        UsageError: the predictor does not segment; objects or segments are asked for, which windows would cut; or a number
-            out of its range.
+        UnknownNameError: a misspelt option, or a class to be fused that the model does not have.
+        UsageError: the predictor does not segment; objects or segments are asked for, which windows would cut; a number out
+            of its range; or windows smaller than a cell of the network's.
     """
     if predictor.task != "image-segmentation":
         raise UsageError(f"Windows are for segmentation; this predictor does {predictor.task!r}.")
     chosen = TASKS[predictor.task].chosen(options, predictor.options)
     sides = _sides(cast(Any, predictor.model).config.image_size if window is None else window)
+    _not_below_a_cell(predictor.model, sides)
     whole_number("batch_size", batch_size)
     if not 0 <= real_number("overlap", overlap) <= 0.9:
         raise UsageError(f"overlap must be from 0 to 0.9; {overlap!r} came.")
@@ -127,6 +132,19 @@ def _sides(window: Any) -> tuple[int, int]:
     return int(sides[0] or 0), int(sides[1] or 0)
 
 
+def _not_below_a_cell(model: nn.Module, sides: tuple[int, int]) -> None:
+    """Refuse windows of which a network would fill up the most: it would see thousands, and in each next to nothing."""
+    if not isinstance(model, Network):
+        return
+    size = cast(Any, model.config).image_size
+    cell = tuple(-(-side // max(1, count)) for side, count in zip(size, cast(Any, model.config).grid_of(size), strict=True))
+    if any(side < least for side, least in zip(sides, cell, strict=True)):
+        raise UsageError(
+            f"Windows of {sides[0]} × {sides[1]} pixels are smaller than a cell of this network, {cell[0]} × {cell[1]}, so "
+            f"it would see next to nothing in each. Its own size is {size[0]} × {size[1]}; take windows about as large."
+        )
+
+
 def _unresized(usual: Preprocessing, shortest: int | None) -> Preprocessing:
     """How a picture is prepared of which windows are cut out: as usual, but for its size."""
     if shortest is None:
@@ -157,6 +175,7 @@ class _Windows:
                 f"subtask={subtask!r}{told} needs the whole picture at once: windows would cut things in two. Use "
                 "subtask='semantic', or no windows."
             )
+        fused_places(output, self.predictor.record, self.options)  # for what is misspelt; nothing is fused here
         check_finite(output)
         self.shares = shares_of(output, self.options)
         return class_values(output).cpu()

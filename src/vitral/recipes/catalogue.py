@@ -12,9 +12,8 @@ from typing import Any, TypeAlias, overload
 import torch
 
 from vitral.checkpoints.load import load_model
-from vitral.data.objects import object_formats
 from vitral.data.pictures import BadPictures
-from vitral.data.segments import SegmentKind, segment_kinds
+from vitral.data.segments import Known, SegmentKind, known_of
 from vitral.data.splits import Splits, read_splits
 from vitral.errors import UnknownNameError, UsageError
 from vitral.models.catalogue import CATALOGUE
@@ -42,7 +41,7 @@ from vitral.recipes.segmentation import (
 )
 from vitral.recipes.usual import finetune, scratch
 from vitral.training.classification import ClassificationSubject
-from vitral.training.detection import SCENES, Annotated, DetectionSubject, read_annotated, usual_object_loss
+from vitral.training.detection import Annotated, DetectionSubject, read_annotated, usual_object_loss
 from vitral.training.loop import Epoch, Step, Trained, fit
 from vitral.training.recipe import Recipe, TaskName, changed
 from vitral.training.segmentation import SegmentationSubject, Segmented, read_segmented, usual_segment_loss
@@ -90,15 +89,16 @@ def task_of(data: str | Path) -> TaskName:
 
     Args:
         data: see `opened`.
+
+    Raises:
+        UsageError: there are label files, and nobody can tell which pictures they are for.
     """
-    if str(data) == SCENES and not Path(data).exists():
-        return "detection"
-    try:
-        if object_formats(data):
-            return "detection"
-        return "segmentation" if segment_kinds(data) else "classification"
-    except (UsageError, TypeError):  # whoever reads the pictures says better what is wrong with them
+    if not isinstance(data, str | os.PathLike):  # whoever reads the pictures says better what is wrong with them
         return "classification"
+    return _TAUGHT[known_of(data)]
+
+
+_TAUGHT: dict[Known, TaskName] = {"classes": "classification", "objects": "detection", "segments": "segmentation"}
 
 
 def recipe_for(
@@ -183,6 +183,7 @@ def opened(
     task: TaskName,
     segments: SegmentKind | None = None,
     bad_pictures: BadPictures = "refuse",
+    **meaning: Any,
 ) -> Opened: ...
 
 
@@ -193,6 +194,7 @@ def opened(
     task: TaskName = "classification",
     segments: SegmentKind | None = None,
     bad_pictures: BadPictures = "refuse",
+    **meaning: Any,
 ) -> Opened:
     """Pictures to train on and to judge by.
 
@@ -204,19 +206,26 @@ def opened(
         task: what they are to teach.
         segments: of segmentation, what is read of pixels; None: what the pictures say first.
         bad_pictures: what is done about annotations that something is wrong with.
+        **meaning: of segmentation, what label files mean (`void`, `offset`, `labels` and others); see
+            `data.segments.read_segments`.
 
     Raises:
-        UsageError: they are no paths, or cannot be understood.
+        UsageError: they are no paths, or cannot be understood; or they are to teach something else than label files say.
     """
     if not isinstance(data, str | os.PathLike):
         raise UsageError(f"data must be the path of a folder, an archive or a manifest, or 'digits'; {data!r} came.")
     if isinstance(held_out, str):
         with suppress(ValueError):
             held_out = float(held_out)
+    if meaning and task != "segmentation":
+        raise UsageError(
+            f"{' and '.join(meaning)} say what label files mean, and {data} is to teach {task}. Leave them out, or teach "
+            "the pixels: task='segmentation' (--task segmentation)."
+        )
     if task == "detection":
         return read_annotated(data, held_out, bad_pictures=bad_pictures)
     if task == "segmentation":
-        return read_segmented(data, held_out, kind=segments, bad_pictures=bad_pictures)
+        return read_segmented(data, held_out, kind=segments, bad_pictures=bad_pictures, **meaning)
     return read_splits(data, held_out)
 
 
@@ -242,6 +251,7 @@ def train(
     out: str | Path | None = None,
     held_out: str | Path | float | None = None,
     quick: bool = False,
+    meaning: Mapping[str, Any] | None = None,
     device: str | int | torch.device | None = None,
     watch: Callable[[Step | Epoch], None] | None = None,
     **options: Any,
@@ -260,6 +270,8 @@ def train(
         held_out: pictures to be judged by: a path, or a share of the training pictures such as 0.1; by default the split
             that the data bring.
         quick: the recipe's quick form.
+        meaning: of segmentation, what label files mean, such as {"void": (0,), "labels": "masks"}: options of
+            `data.segments.read_segments`, which ask for segmentation where nothing else does.
         device: where to compute; a GPU where there is one.
         watch: told every step and every look at the pictures held out.
         **options: any option of the recipe, by name (`epochs=10`, `learning_rate=1e-3`).
@@ -270,14 +282,15 @@ def train(
         TrainingError: the loss is not finite.
     """
     if not isinstance(recipe, Recipe):
-        meant = task or (task_of(data) if recipe is None else None)
+        meant = task or (None if recipe is not None else "segmentation" if meaning else task_of(data))
         chosen = recipe_for(recipe, model=model, task=meant, quick=quick, **options)
     elif quick:
         raise UsageError("quick=True is for recipes by name; a recipe of your own is as quick as you make it.")
     else:
         chosen = _adapted(recipe, model, options if task is None else {"task": task, **options})
     folder = None if out is None else out_folder(out)
-    splits = opened(data, held_out, task=chosen.task, segments=chosen.segments, bad_pictures=chosen.bad_pictures)
+    reading: dict[str, Any] = {"segments": chosen.segments, "bad_pictures": chosen.bad_pictures, **(meaning or {})}
+    splits = opened(data, held_out, task=chosen.task, **reading)
     return train_on(splits, chosen, out=folder, device=device, watch=watch)
 
 

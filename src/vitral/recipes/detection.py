@@ -5,27 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitral.data.object_augment import ObjectAugmentation
-from vitral.recipes.miniature import miniature
+from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from vitral.recipes.miniature import SMALL_RESNET, TINY_RESNET, miniature
 from vitral.tasks.detection.loss import DETR_LOSS, RTDETR_LOSS
 from vitral.training.recipe import Recipe
 
 __all__ = ["bccd", "detr_coco", "finetune_detector", "rtdetr_coco", "scratch_detector", "synthetic_scenes"]
-
-# Of ImageNet's pictures, by which the backbones of published detectors were prepared.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 _RTDETR_PICTURES = ObjectAugmentation(
     resize="exact", zoom_out=0.5, iou_crop=0.8, brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, colour=0.5
 )
 
 # An RT-DETR of 0.8 million parameters: narrow stages, a narrow encoder, two blocks of decoder; it learns from nothing.
-_SMALL = {
-    "backbone.block": "basic",
-    "backbone.stem_width": 16,
-    "backbone.stage_channels": (24, 48, 96, 128),
-    "backbone.depths": (1, 1, 1, 1),
-    "backbone.norm": "batch",
+_SMALL = SMALL_RESNET | {
     "encoder.width": 64,
     "encoder.heads": 4,
     "encoder.hidden": 128,
@@ -40,15 +32,7 @@ _SMALL = {
 }
 
 # The whole way in seconds: as narrow as a network can be.
-_TINY = {
-    "backbone.block": "basic",
-    "backbone.stem_width": 8,
-    "backbone.stage_channels": (8, 8, 16, 16),
-    "backbone.depths": (1, 1, 1, 1),
-    "backbone.norm": "batch",
-    "width": 16,
-    "heads": 2,
-}
+_TINY = TINY_RESNET | {"width": 16, "heads": 2}
 _TINY_RTDETR = _TINY | {
     "encoder.width": 16,
     "encoder.heads": 2,
@@ -108,8 +92,8 @@ def scratch_detector(*, quick: bool = False) -> Recipe:
         name="scratch_detector",
         task="detection",
         model="rtdetr_r18",
-        mean=_MEAN,
-        std=_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         epochs=1 if quick else 150,
         batch_size=8,
         learning_rate=2e-4,
@@ -178,8 +162,8 @@ def bccd(*, quick: bool = False) -> Recipe:
         model="rtdetr_r18",
         network=_SMALL | {"queries": 100, "noise.queries": 40},
         image_size=(256, 320),
-        mean=_MEAN,
-        std=_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         epochs=60,
         batch_size=8,
         learning_rate=1e-3,
@@ -222,8 +206,8 @@ def detr_coco(*, quick: bool = False) -> Recipe:
         task="detection",
         model="detr_r50",
         backbone="timm/resnet50.tv_in1k",
-        mean=_MEAN,
-        std=_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         epochs=500,
         batch_size=64,
         learning_rate=1e-4,

@@ -1,4 +1,4 @@
-"""The quick form of recipes for networks that look at places: the same choices, within seconds on a processor."""
+"""Small networks that look at places, and the quick form of their recipes: the same choices, in seconds on a processor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any
 
 from vitral.training.recipe import Recipe
 
-__all__ = ["miniature"]
+__all__ = ["SMALL_RESNET", "TINY_RESNET", "miniature"]
+
+SMALL_RESNET: dict[str, Any] = {
+    "backbone.block": "basic",
+    "backbone.stem_width": 16,
+    "backbone.stage_channels": (24, 48, 96, 128),
+    "backbone.depths": (1, 1, 1, 1),
+    "backbone.norm": "batch",
+}
+"""Fields of a configuration whose backbone is a narrow residual network that learns from nothing."""
+
+TINY_RESNET: dict[str, Any] = SMALL_RESNET | {"backbone.stem_width": 8, "backbone.stage_channels": (8, 8, 16, 16)}
+"""Those of one as narrow as a network can be."""
 
 
 def miniature(recipe: Recipe, network: Mapping[str, Any]) -> Recipe:

@@ -8,7 +8,7 @@ from typing import Any
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.segment_augment import SegmentAugmentation
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from vitral.recipes.miniature import miniature
+from vitral.recipes.miniature import SMALL_RESNET, TINY_RESNET, miniature
 from vitral.tasks.segmentation.loss import MASK2FORMER_LOSS, MapLoss, MaskLoss
 from vitral.tasks.segmentation.matching import MaskCosts
 from vitral.training.recipe import Recipe
@@ -25,12 +25,7 @@ __all__ = [
 ]
 
 # A Mask2Former of about a million parameters, which learns from nothing.
-_SMALL: dict[str, Any] = {
-    "backbone.block": "basic",
-    "backbone.stem_width": 16,
-    "backbone.stage_channels": (24, 48, 96, 128),
-    "backbone.depths": (1, 1, 1, 1),
-    "backbone.norm": "batch",
+_SMALL = SMALL_RESNET | {
     "width": 64,
     "mask_width": 64,
     "heads": 4,
@@ -42,14 +37,7 @@ _SMALL: dict[str, Any] = {
     "canvas": None,
 }
 # As narrow as networks can be: the whole way in seconds.
-_TINY_RESNET: dict[str, Any] = {
-    "backbone.block": "basic",
-    "backbone.stem_width": 8,
-    "backbone.stage_channels": (8, 8, 16, 16),
-    "backbone.depths": (1, 1, 1, 1),
-    "backbone.norm": "batch",
-}
-_TINY_MASKS = _TINY_RESNET | {
+_TINY_MASKS = TINY_RESNET | {
     "width": 16,
     "mask_width": 16,
     "heads": 2,

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitral.base.numbers import real_number
+from vitral.data.listed import with_held_out
 from vitral.data.loader import Share
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.object_loader import ObjectBatch, ObjectInput, object_batches
-from vitral.data.objects import ListedObjects, ObjectSet, ObjectSplits, read_objects
+from vitral.data.objects import ObjectSet, ObjectSplits, read_objects
 from vitral.data.pictures import BadPictures
-from vitral.data.segments import set_apart
-from vitral.data.synthetic import SyntheticScenes
+from vitral.data.synthetic import SCENES, SyntheticScenes, drawn_scenes
 from vitral.data.tree import chosen_split
 from vitral.errors import UsageError
 from vitral.models.detection.deformable_detr import DeformableDETR
@@ -35,7 +34,6 @@ from vitral.training.recipe import Recipe
 from vitral.training.subject import Judgement, Loss, computing
 
 __all__ = [
-    "SCENES",
     "Annotated",
     "DetectionSubject",
     "KnownObjects",
@@ -43,9 +41,6 @@ __all__ = [
     "read_annotated",
     "usual_object_loss",
 ]
-
-SCENES = "scenes"
-"""What drawn pictures are called where a path is asked for."""
 
 # -- what is learned from ------------------------------------------------------------------------------------------------
 
@@ -118,28 +113,19 @@ def read_annotated(
         UsageError: the source cannot be understood, or there is nothing to train on; a share that is none, or although
             there is a split val; the classes of two sources differ.
     """
-    found = _scenes() if path == SCENES else read_objects(path, bad=bad_pictures)
+    found = _read(path, bad_pictures)
     train = found.train
     if train is None:
         raise UsageError(f"{path} has no split train, only {', '.join(found.sets)}. Nothing is there to learn from.")
     if held_out is None:
         return Annotated(train=train, held_out=_first(found.val, found.test))
     if isinstance(held_out, str | os.PathLike):
-        other = _scenes() if held_out == SCENES else read_objects(held_out, bad=bad_pictures)
+        other = _read(held_out, bad_pictures)
         judge = cast(ObjectSet, _first(other.val, other.test, other.train))
         ObjectSplits(train=train, val=judge)  # refuses other classes
         return Annotated(train=train, held_out=judge)
-    share = real_number("held_out", held_out)
-    if not 0 < share < 1:
-        raise UsageError(f"A share to hold out must lie between 0 and 1, both excluded; {held_out!r} came.")
-    if found.val is not None:
-        raise UsageError(
-            f"{path} has a split val with {len(found.val):,} pictures to judge by. Leave held_out out to use it."
-        )
-    if len(train) < 2 or not isinstance(train, ListedObjects):
-        raise UsageError(f"{train.name} has {len(train)} pictures, of which none can be held out.")
-    learned, judged = set_apart(train.names, share)
-    return Annotated(train=train.subset(learned), held_out=train.subset(judged, name=f"{train.name}, held out"))
+    parted = with_held_out(found, held_out, path)
+    return Annotated(train=cast(ObjectSet, parted.train), held_out=parted.val)
 
 
 def annotated_split(
@@ -156,7 +142,7 @@ def annotated_split(
         UsageError: the source cannot be understood; or it has several splits and none was named, or not the one that was.
         UnknownNameError: there is no such split anywhere.
     """
-    return chosen_split((_scenes() if path == SCENES else read_objects(path, bad=bad_pictures)).sets, split, path)
+    return chosen_split(_read(path, bad_pictures).sets, split, path)
 
 
 def _first(*sets: ObjectSet | None) -> ObjectSet | None:
@@ -164,11 +150,12 @@ def _first(*sets: ObjectSet | None) -> ObjectSet | None:
     return next((one for one in sets if one is not None), None)
 
 
-def _scenes() -> ObjectSplits:
-    """Drawn pictures, which need no file."""
-    return ObjectSplits(
-        train=SyntheticScenes(count=2000, name="scenes/train"), val=SyntheticScenes(count=200, seed=1, name="scenes/val")
-    )
+def _read(path: str | os.PathLike[str], bad_pictures: BadPictures) -> ObjectSplits:
+    """All splits of a source, or those of drawn pictures, which need no file."""
+    if path == SCENES:
+        train, val = drawn_scenes()
+        return ObjectSplits(train=train, val=val)
+    return read_objects(path, bad=bad_pictures)
 
 
 # -- the subject ---------------------------------------------------------------------------------------------------------

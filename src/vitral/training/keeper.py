@@ -179,4 +179,13 @@ def _check_same(out: Path, asked: dict[str, Any]) -> None:
         told_by_name = ", ".join(f"{name} {recipe.get(name)!r}, now {asked['recipe'].get(name)!r}" for name in other[:5])
         raise UsageError(
             f"{out} holds a training with other options: {told_by_name}. Give the same ones, or another folder."
+            f"{_onwards(out)}"
         )
+
+
+def _onwards(out: Path) -> str:
+    """How to go on from a training that was finished, as the end of a sentence."""
+    kept = next((name for name in ("best", "last") if (out / name / "model.safetensors").is_file()), None)
+    if kept is None or not (out / "last").is_dir():
+        return ""
+    return f" To go on from what was learned there, begin with its weights: --model {out / kept}, in another folder."

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 from vitral.data.class_maps import ClassMaps
+from vitral.data.instance_maps import InstanceMaps
+from vitral.data.listed import PicturesWithLabels
 from vitral.data.loader import Share
 from vitral.data.object_augment import ObjectAugmentation
+from vitral.data.panoptic import PanopticMaps
 from vitral.data.pictures import BadPictures
 from vitral.data.segment_augment import SegmentAugmentation
 from vitral.data.segment_loader import SegmentBatch, SegmentInput, SegmentTargets, segment_batches
@@ -23,6 +26,7 @@ from vitral.data.segments import SegmentKind, SegmentSet, SegmentSplits, read_se
 from vitral.data.synthetic import SegmentedScenes, SyntheticScenes
 from vitral.data.tree import chosen_split
 from vitral.errors import UsageError
+from vitral.models.catalogue import CATALOGUE, Entry
 from vitral.models.network import Network
 from vitral.models.segmentation.detr_masks import MaskedDETR
 from vitral.models.segmentation.kinds import MapNetwork, MaskNetwork
@@ -66,6 +70,7 @@ def read_segmented(
     *,
     kind: SegmentKind | None = None,
     bad_pictures: BadPictures = "refuse",
+    **meaning: Any,
 ) -> Segmented:
     """Segmented pictures to train on, and to judge by.
 
@@ -75,18 +80,20 @@ def read_segmented(
             by their names alone. Or another source, of which val, else test, else train is taken.
         kind: what is read of pixels; None: what the source says first.
         bad_pictures: what is done about lists and files that something is wrong with.
+        **meaning: what label files mean (`void`, `offset`, `labels` and others); see `data.segments.read_segments`. That of
+            another source to judge by is the same.
 
     Raises:
         UsageError: the source cannot be understood, or there is nothing to train on; a share that is none, or although
             there is a split val; the classes of two sources differ.
     """
     share = held_out if held_out is None or isinstance(held_out, float | int) else None
-    found = read_segments(path, kind, held_out=share, bad=bad_pictures)
+    found = read_segments(path, kind, held_out=share, bad=bad_pictures, **meaning)
     if found.train is None:
         raise UsageError(f"{path} has no split train, only {', '.join(found.sets)}. Nothing is there to learn from.")
     judge = found.test if found.val is None else found.val
     if isinstance(held_out, str | os.PathLike):
-        other = read_segments(held_out, found.kind, bad=bad_pictures)
+        other = read_segments(held_out, found.kind, bad=bad_pictures, **meaning)
         judge = next((one for one in (other.val, other.test) if one is not None), other.train)
         SegmentSplits(kind=found.kind, assumes="", train=found.train, val=judge)  # refuses other classes
     return Segmented(kind=found.kind, train=found.train, held_out=judge, assumes=found.assumes)
@@ -98,6 +105,7 @@ def segmented_split(
     *,
     kind: SegmentKind | None = None,
     bad_pictures: BadPictures = "refuse",
+    **meaning: Any,
 ) -> tuple[SegmentSet, SegmentKind]:
     """One segmented set of pictures, and what is known of its pixels.
 
@@ -106,12 +114,13 @@ def segmented_split(
         split: which, where the source has several: "train", "val" or "test".
         kind: what is read of pixels; None: what the source says first.
         bad_pictures: what is done about lists and files that something is wrong with.
+        **meaning: what label files mean; see `data.segments.read_segments`.
 
     Raises:
         UsageError: the source cannot be understood; or it has several splits and none was named, or not the one that was.
         UnknownNameError: there is no such split anywhere.
     """
-    found = read_segments(path, kind, bad=bad_pictures)
+    found = read_segments(path, kind, bad=bad_pictures, **meaning)
     return chosen_split(found.sets, split, path), found.kind
 
 
@@ -138,13 +147,17 @@ class KnownSegments:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the classes, the names of pictures and what label files mean (SHA-256, 64 hexadecimal digits).
+        """A digest of the classes, the names of pictures and of label files, and what those mean.
 
-        Pixels are no part of it.
+        Pixels are no part of it. SHA-256, 64 hexadecimal digits.
         """
         told: list[Any] = [type(self.segments).__name__, self.name, list(self.segments.classes), list(self.segments.names)]
         if isinstance(self.segments, ClassMaps):
             told.append(asdict(self.segments.labelling))
+        if isinstance(self.segments, InstanceMaps):
+            told.append(sorted(self.segments.void))
+        if isinstance(self.segments, PicturesWithLabels | PanopticMaps):
+            told.append(list(self.segments.labels.names))  # there may be several folders of them
         if isinstance(self.segments, SyntheticScenes | SegmentedScenes):
             told.append(asdict(self.segments))  # the names of drawn pictures say nothing of them
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
@@ -240,7 +253,7 @@ class SegmentationSubject:
         if "image-segmentation" not in model.tasks:
             raise UsageError(
                 f"A {type(model).__name__} says nothing of pixels, which the pictures of {self.segments.name} are to teach. "
-                "Take a segmenter, such as segformer_b0 (see `vitral models`)."
+                f"{_way_to_segment(model, self.recipe.model)}"
             )
         wanted = MapLoss if isinstance(model, MapNetwork) else MaskLoss
         if not isinstance(self.recipe.objective, wanted):
@@ -353,6 +366,32 @@ class SegmentationSubject:
         augmentation = cast("SegmentAugmentation | ObjectAugmentation", self.recipe.augment)
         return SegmentInput(augmentation, model.record.preparing(), model.config.image_size, targets)
 
+
+def _way_to_segment(model: Network, name: str) -> str:
+    """What to take instead of a network that says nothing of pixels: a segmenter that is built on it, where there is one."""
+    fitting = [one for one, entry in CATALOGUE.items() if _is_built_on(entry, model)]
+    if not fitting:
+        return "Take a segmenter, such as segformer_b0 (see `vitral models`)."
+    beginning = "" if name in CATALOGUE else f" --backbone {name}"
+    told = "has such a backbone" if name in CATALOGUE else "begins with its weights"
+    return f"A segmenter {told}: --model {fitting[-1]}{beginning} (see `vitral models` for others)."
+
+
+def _is_built_on(entry: Entry, model: Network) -> bool:
+    """Whether a network of the catalogue is a segmenter whose backbone has the shape of a model."""
+    backbone = getattr(entry.config, "backbone", None)
+    return (
+        "image-segmentation" in entry.build.tasks
+        and type(backbone) is type(model.config)
+        and all(getattr(backbone, name, None) == getattr(model.config, name, None) for name in _SHAPE)
+    )
+
+
+_SHAPE = (
+    "block", "class_token", "depth", "depths", "distillation_token", "layer_scale", "mlp", "mlp_width", "patch_size",
+    "position", "registers", "relative_bias", "rotary", "stage_channels", "stem", "stem_width", "version", "width", "widths",
+)  # fmt: skip
+"""Fields of a backbone's configuration that say whether weights of another one could fit."""
 
 _MAP_TERMS = ("cross_entropy", "focal", "dice", "lovasz")
 _LINES = {

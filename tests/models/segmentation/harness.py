@@ -195,6 +195,8 @@ class SegmentationHarness:
             fresh = type(model)(model.config)
         assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in fresh.state_dict().items()}
         assert all(torch.isfinite(one).all() for one in self.told(model.train()(pixels)))
+        model.double().reset_head(3)
+        assert {one.dtype for one in model.parameters()} == {torch.float64}
         with pytest.raises(UsageError, match="one class or more; 0 came"):
             model.reset_head(0)
 

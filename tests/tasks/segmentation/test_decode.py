@@ -240,13 +240,20 @@ def test_what_cannot_be_had_is_said() -> None:
         decode(encoder, seen_in(SIZES[:1]), RECORD)
     with pytest.raises(UnknownNameError, match=r"class 'skye'\. Did you mean 'sky'"):
         decode(said("detr")[0], seen_in(), RECORD, Options(fused=("skye",)))
-    with pytest.raises(UsageError, match="numbers from 0 to 4; 7 came"):
-        decode(said("detr")[0], seen_in(), RECORD, Options(fused=(7,)))
+    maps = MapOutput(torch.zeros(1, 5, 4, 6))
+    for subtask in ("semantic", "instance", "panoptic", None):
+        for output, seen in ((said("detr")[0], seen_in()), (maps, seen_in(SIZES[:1]))):
+            if output is maps and subtask in ("instance", "panoptic"):
+                continue
+            with pytest.raises(UnknownNameError, match=r"class 'rode'\. Did you mean 'road'"):
+                decode(output, seen, RECORD, Options(subtask=subtask, fused=("rode",)))
+            with pytest.raises(UsageError, match="numbers from 0 to 4; 7 came"):
+                decode(output, seen, RECORD, Options(subtask=subtask, fused=(7,)))
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_options_are_checked() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'panoptic'"):
+    with pytest.raises(UnknownNameError, match=r"^Unknown subtask 'panoptics'\. Did you mean 'panoptic'"):
         Options(subtask="panoptics")  # type: ignore[arg-type]
     for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
         for value in (-0.1, 1.5, float("nan"), True, "0.5"):

@@ -177,6 +177,34 @@ def test_what_is_surely_right_has_finite_gradients() -> None:
     assert half.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_class_maps_are_of_any_whole_numbers(kind: torch.dtype) -> None:
+    logits, told = maps()
+    for over in ("picture", "batch"):
+        loss = replace(EVERY, lovasz_over=over)
+        assert loss.pixels_of(told.to(kind)) == loss.pixels_of(told)
+        ours, theirs = (learned(loss, logits, one) for one in (told.to(kind), told))
+        assert {name: term.item() for name, term in ours.items()} == {name: term.item() for name, term in theirs.items()}
+    p, t = logits.detach().softmax(1).flatten(2).double().numpy(), told.flatten(1).numpy()
+    by_hand = np.mean([extension(*one) for one in zip(p, t, strict=True)])
+    ours = learned(MapLoss(lovasz=1.0, **ONLY), logits, told.to(kind))["lovasz"]
+    assert ours.item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_whole_batch_needs_no_number_of_pixels_or_objects(unchecked: None) -> None:
+    logits, told = maps()
+    by_torch = F.cross_entropy(logits, told, ignore_index=IGNORE)
+    torch.testing.assert_close(MapLoss()(MapOutput(logits), told)["total"], by_torch)
+    said, targets = layer(), things()
+    for loss in (MASKFORMER_LOSS, replace(MASKFORMER_LOSS, costs=MaskCosts(dice=2.0))):
+        alone, given = loss(output_of([said]), targets), loss(output_of([said]), targets, sum(COUNTS))
+        assert {name: term.item() for name, term in alone.items()} == {name: term.item() for name, term in given.items()}
+    with pytest.raises(UsageError, match="needs the pixels of the whole batch too: pixels="):
+        MapLoss()(MapOutput(logits), told, pictures=9)
+    with pytest.raises(UsageError, match="needs the objects of the whole batch too: objects="):
+        MASKFORMER_LOSS(output_of([said]), targets, pictures=9)
+
+
 def test_mistakes_about_maps_are_sentences(unchecked: None) -> None:
     logits, told = maps()
     for wrong in (CLASSES, -1, 254):
@@ -190,6 +218,13 @@ def test_mistakes_about_maps_are_sentences(unchecked: None) -> None:
         MapLoss(class_weights=(1.0,) * 3)(MapOutput(logits), told.clamp(max=2), 9.0)
     with pytest.raises(UsageError, match="2 class maps came for a batch of 3"):
         learned(MapLoss(), logits, told[:2])
+    for kind in (torch.float32, torch.bool):
+        for ask in (MapLoss().pixels_of, lambda one: MapLoss()(MapOutput(logits), one, 9.0)):
+            with pytest.raises(UsageError, match=f"whole numbers; {kind} came"):
+                ask(told.to(kind))
+    for loss in (MapLoss(), MapLoss(lovasz=1.0, dice=1.0)):
+        with pytest.raises(UsageError, match="A batch without any picture"):
+            loss(MapOutput(logits[:0]), told[:0], 0.0)
     with pytest.raises(UsageError, match="pixels must be"):
         MapLoss()(MapOutput(logits), told, math.nan)
     with pytest.raises(UsageError, match="nothing would be learned"):

@@ -121,6 +121,11 @@ def test_nothing_is_counted_of_maps_that_are_refused(unchecked: None) -> None:
         for said, truth in ((bad, np.zeros_like(bad)), (np.zeros_like(bad), bad)):
             with pytest.raises(UsageError, match=rf"A pixel of p\.png is of class {wrong}, but there are 5 from 0"):
                 metric.add(said, truth, name="p.png")
+    whole = np.zeros((3, 3), int)
+    for kind in (np.float32, bool):
+        for said, truth, what in ((whole.astype(kind), whole, "what was said"), (whole, whole.astype(kind), "the truth")):
+            with pytest.raises(UsageError, match=rf"Of p\.png, {what} is a map of {np.dtype(kind)}; .* whole numbers"):
+                metric.add(said, truth, name="p.png")
     with pytest.raises(UsageError, match="Of the picture, 2 × 3 pixels were said, but it has 3 × 3"):
         metric.add(np.zeros((2, 3), int), np.zeros((3, 3), int))
     assert len(metric) == 2

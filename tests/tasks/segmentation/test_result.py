@@ -111,6 +111,7 @@ def test_an_indexed_picture(tmp_path: Path) -> None:
         ({"class_map": np.zeros((40, 30), int)}, "class map of 40 × 30 pixels came"),
         ({"class_map": np.full((30, 40), 3)}, "pixels of class 3; there are classes 0 to 2"),
         ({"class_map": np.full((30, 40), -1)}, "pixels of class -1"),
+        ({"class_map": np.full((30, 40), 0.5)}, "holds float64. A pixel is of a class by its number"),
         ({"scores": np.full((30, 40), np.nan, np.float32)}, "not all finite"),
         ({"scores": np.ones((3, 4), np.float32)}, "map of scores of 3 × 4"),
     ],

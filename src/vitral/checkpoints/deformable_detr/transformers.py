@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows, resnet_seen
-from vitral.checkpoints.detr.transformers import detector_size
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
-from vitral.checkpoints.preprocessing import from_transformers
+from vitral.checkpoints.preprocessing import from_transformers, landscape_size
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
 from vitral.errors import CheckpointError, UsageError
@@ -91,7 +90,7 @@ def _plan(files: Files, named: DeformableDETRConfig | None) -> Plan:
     tensors = heads_once(_spelt(files.tensors), "model.decoder.", refine, depth, files.source)
     config = _config(told, tensors, files.source, named)
     prepared = from_transformers(files.preprocessor, _TYPE, config.image_size) if config.channels == 3 else None
-    config = replace(config, image_size=detector_size(prepared) or config.image_size)
+    config = replace(config, image_size=landscape_size(prepared) or config.image_size)
     record = transformers_record(
         files, architecture=architecture_of(config), num_classes=config.num_classes, preprocessing=prepared
     )
@@ -350,7 +349,7 @@ def _compose(model: nn.Module) -> Written:
         "tie_word_embeddings": not config.refine,
         "dtype": "float32",
     }
-    documents = transformers_documents(described, record, config.num_classes, detector="DeformableDetr")
+    documents = transformers_documents(described, record, config.num_classes, processor="DeformableDetr")
     return Written(model=model, rows=_written_rows(config, names), documents=documents)
 
 

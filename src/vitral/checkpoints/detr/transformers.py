@@ -17,10 +17,9 @@ from torch import nn
 from vitral.checkpoints.convolutional.names import FOREIGN_COUNTERS, resnet_rows, resnet_seen
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
-from vitral.checkpoints.preprocessing import from_transformers
+from vitral.checkpoints.preprocessing import from_transformers, landscape_size
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped
 from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
-from vitral.data.transforms import Preprocessing
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones import resnet
 from vitral.models.backbones.resnet import ResNetConfig
@@ -28,7 +27,7 @@ from vitral.models.detection.detr import DETR, VARIANTS, DETRConfig
 from vitral.models.segmentation import detr_masks
 from vitral.models.segmentation.detr_masks import MaskedDETR, MaskedDETRConfig
 
-__all__ = ["LAYOUTS", "catalogue_name", "detector_size", "mask_rows"]
+__all__ = ["LAYOUTS", "catalogue_name", "mask_rows"]
 
 _TYPE = "detr"
 # What a config.json may leave out.
@@ -112,7 +111,7 @@ def _plan(files: Files, build: type[DETR | MaskedDETR], kind: type[DETRConfig]) 
         )
     prepared = from_transformers(files.preprocessor, _TYPE, DETRConfig().image_size)
     config = _config(files, tensors, kind)
-    config = replace(config, image_size=detector_size(prepared) or config.image_size)
+    config = replace(config, image_size=landscape_size(prepared) or config.image_size)
     spelled = _of_timm if _is_timm(files.config) else _of_transformers
     rows = _rows(config, spelled)
     return Plan(
@@ -147,13 +146,6 @@ def mask_rows() -> list[Row]:
     for number in range(3):
         rows += renamed(f"mask_head.adapters.{number}", f"mask_head.adapter{number + 1}")
     return rows + renamed("mask_head.last", "mask_head.out_lay")
-
-
-def detector_size(prepared: Preprocessing | None) -> tuple[int, int] | None:
-    """Height and width of the pictures that a detector is made for, as far as their preparation tells: of a landscape."""
-    if prepared is None or prepared.resize == "none":
-        return None
-    return prepared.input_size or (prepared.size[0], prepared.longest or prepared.size[1])
 
 
 def catalogue_name(config: DETRConfig) -> str | None:
@@ -317,7 +309,7 @@ def _compose(model: nn.Module) -> Written:
         replace(row, theirs=tuple(one if one.startswith(heads) else f"model.{one}" for one in row.theirs))
         for row in _rows(config, _of_timm if name is not None else _of_transformers)
     ]
-    documents = transformers_documents(described, record, config.num_classes, detector="Detr")
+    documents = transformers_documents(described, record, config.num_classes, processor="Detr")
     if masks:
         rows = [replace(row, theirs=tuple(f"detr.{one}" for one in row.theirs)) for row in _within(rows)] + mask_rows()
         if "preprocessor_config.json" in documents:

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vitral.checkpoints.detr.transformers import detector_size
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
-from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
-from vitral.checkpoints.trunk.transformers import UNREAD, described_trunk, trunk_config, trunk_names, trunk_rows
-from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
+from vitral.checkpoints.trunk.queries import PIXELS, QUERIES, TRUNK, query_plan
+from vitral.checkpoints.trunk.transformers import described_trunk, trunk_config, trunk_names, trunk_rows
+from vitral.checkpoints.vocabulary import transformers_documents
 from vitral.errors import CheckpointError, UsageError
 from vitral.layers.cross import CrossAttention
 from vitral.models.segmentation.mask2former import VARIANTS, Mask2Former, Mask2FormerConfig
@@ -29,8 +27,6 @@ from vitral.models.segmentation.mask2former import VARIANTS, Mask2Former, Mask2F
 __all__ = ["LAYOUT", "catalogue_name"]
 
 _TYPE = "mask2former"
-_PIXELS, _QUERIES = "model.pixel_level_module.", "model.transformer_module."
-_TRUNK = f"{_PIXELS}encoder."
 # What a config.json may leave out.
 _USUAL: dict[str, Any] = {
     "feature_size": 256,
@@ -65,34 +61,11 @@ _THIRDS = ("query", "key", "value")
 def _recognises(files: Files) -> bool:
     if "model_type" in files.config:
         return files.config["model_type"] == _TYPE
-    return f"{_QUERIES}queries_features.weight" in files.tensors
+    return f"{QUERIES}queries_features.weight" in files.tensors
 
 
 def _plan(files: Files, architecture: Mask2FormerConfig | None) -> Plan:
-    check_described(files)
-    tensors = _spelled(files.tensors)
-    if "class_predictor.weight" not in tensors:
-        raise CheckpointError(
-            f"{files.source} holds a Mask2Former without the layer that reads classes from its queries. Take the checkpoint "
-            "of a Mask2FormerForUniversalSegmentation, which has it."
-        )
-    config = _config(files.config, tensors)
-    prepared = from_transformers(files.preprocessor, _TYPE, config.image_size)
-    config = replace(config, image_size=detector_size(prepared) or config.image_size)
-    return Plan(
-        build=Mask2Former,
-        config=config,
-        rows=_rows(config),
-        tensors=tensors,
-        record=transformers_record(
-            files,
-            architecture=catalogue_name(config) or _TYPE,
-            num_classes=config.num_classes,
-            preprocessing=prepared if config.channels == 3 else None,
-        ),
-        # What its losses weigh classes by.
-        ignored=(r"criterion\..*", *(re.escape(_TRUNK) + pattern for pattern in UNREAD)),
-    )
+    return query_plan(files, Mask2Former, "Mask2FormerForUniversalSegmentation", _spelled, _config, _rows, catalogue_name)
 
 
 def catalogue_name(config: Mask2FormerConfig) -> str | None:
@@ -103,13 +76,13 @@ def catalogue_name(config: Mask2FormerConfig) -> str | None:
 
 def _spelled(tensors: Tensors) -> Tensors:
     """The tensors under their names on disk, with three for the one matrix of queries, keys and values."""
-    inner: Tensors = {name.removeprefix(_TRUNK): tensors[name] for name in tensors if name.startswith(_TRUNK)}
-    found: dict[str, Tensor] = {f"{_TRUNK}{name}": tensor for name, tensor in trunk_names(inner).items()}
+    inner: Tensors = {name.removeprefix(TRUNK): tensors[name] for name in tensors if name.startswith(TRUNK)}
+    found: dict[str, Tensor] = {f"{TRUNK}{name}": tensor for name, tensor in trunk_names(inner).items()}
     for name in tensors:
         if fused := re.fullmatch(r"(.+\.cross_attn)\.in_proj_(weight|bias)", name):
             for part, third in zip(_THIRDS, tensors[name].chunk(3), strict=False):
                 found[f"{fused[1]}.{part}.{fused[2]}"] = third
-        elif not name.startswith(_TRUNK):
+        elif not name.startswith(TRUNK):
             found[name] = tensors[name]
     return found
 
@@ -150,8 +123,8 @@ def _config(config: dict[str, Any], tensors: Tensors) -> Mask2FormerConfig:
 
 def _rows(config: Mask2FormerConfig, *, joined: bool = False) -> list[Row]:
     """The table; `joined` for a model whose attention to the picture has one matrix."""
-    rows = trunk_rows(config.backbone, "trunk", _TRUNK)
-    ours, theirs = "pixel_decoder", f"{_PIXELS}decoder"
+    rows = trunk_rows(config.backbone, "trunk", TRUNK)
+    ours, theirs = "pixel_decoder", f"{PIXELS}decoder"
     for place in range(_STAGES - 1):
         rows += renamed(f"{ours}.projections.{place}.conv.conv", f"{theirs}.input_projections.{place}.0")
         rows += renamed(f"{ours}.projections.{place}.norm", f"{theirs}.input_projections.{place}.1")
@@ -169,9 +142,9 @@ def _rows(config: Mask2FormerConfig, *, joined: bool = False) -> list[Row]:
         ("queries", "queries_features"),
         ("query_positions", "queries_embedder"),
     ):
-        rows += renamed(part, f"{_QUERIES}{name}", bias=False)
+        rows += renamed(part, f"{QUERIES}{name}", bias=False)
     for place in range(config.decoder_depth):
-        block, layer = f"decoder.{place}", f"{_QUERIES}decoder.layers.{place}"
+        block, layer = f"decoder.{place}", f"{QUERIES}decoder.layers.{place}"
         if joined:
             rows += [
                 same(f"{block}.cross_attention.joint.{part}", f"{layer}.cross_attn.in_proj_{part}")
@@ -183,9 +156,9 @@ def _rows(config: Mask2FormerConfig, *, joined: bool = False) -> list[Row]:
         rows += renamed(f"{block}.norm1", f"{layer}.cross_attn_layer_norm")
         rows += _parts(f"{block}.attention", f"{layer}.self_attn", _ATTENTION.items())
         rows += renamed(f"{block}.norm2", f"{layer}.self_attn_layer_norm") + _ending(block, layer, "norm3")
-    rows += renamed("norm", f"{_QUERIES}decoder.layernorm") + renamed("head", "class_predictor")
+    rows += renamed("norm", f"{QUERIES}decoder.layernorm") + renamed("head", "class_predictor")
     for place in range(3):
-        rows += renamed(f"mask_head.layers.{place}", f"{_QUERIES}decoder.mask_predictor.mask_embedder.{place}.0")
+        rows += renamed(f"mask_head.layers.{place}", f"{QUERIES}decoder.mask_predictor.mask_embedder.{place}.0")
     return rows
 
 
@@ -254,7 +227,7 @@ def _compose(model: nn.Module) -> Written:
         "feature_strides": list(_USUAL["feature_strides"]),
         "dtype": "float32",
     }
-    documents = transformers_documents(described, record, config.num_classes, detector="Mask2Former")
+    documents = transformers_documents(described, record, config.num_classes, processor="Mask2Former")
     return Written(model=_joined(network), rows=_rows(config, joined=True), documents=documents)
 
 

@@ -14,13 +14,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vitral.checkpoints.detr.transformers import detector_size
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written, variant_name
-from vitral.checkpoints.preprocessing import from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same, shaped
-from vitral.checkpoints.trunk.transformers import UNREAD, described_trunk, trunk_config, trunk_names, trunk_rows
-from vitral.checkpoints.vocabulary import check_described, transformers_documents, transformers_record
+from vitral.checkpoints.trunk.queries import PIXELS, QUERIES, TRUNK, query_plan
+from vitral.checkpoints.trunk.transformers import described_trunk, trunk_config, trunk_names, trunk_rows
+from vitral.checkpoints.vocabulary import transformers_documents
 from vitral.errors import CheckpointError, UsageError
 from vitral.models.backbones.swin import SwinConfig
 from vitral.models.segmentation.maskformer import VARIANTS, MaskFormer, MaskFormerConfig
@@ -28,8 +27,6 @@ from vitral.models.segmentation.maskformer import VARIANTS, MaskFormer, MaskForm
 __all__ = ["LAYOUT", "catalogue_name"]
 
 _TYPE = "maskformer"
-_PIXELS, _QUERIES = "model.pixel_level_module.", "model.transformer_module."
-_TRUNK = f"{_PIXELS}encoder."
 # What a config.json may leave out, and what its decoder_config may.
 _USUAL: dict[str, Any] = {"fpn_feature_size": 256, "mask_feature_size": 256}
 _USUAL_DECODER: dict[str, Any] = {
@@ -51,34 +48,11 @@ _IN_MEMORY = ((r"_attn\.o_proj\.", "_attn.out_proj."), (r"(layers\.\d+)\.mlp\.(f
 def _recognises(files: Files) -> bool:
     if "model_type" in files.config:
         return files.config["model_type"] == _TYPE
-    return f"{_PIXELS}decoder.fpn.stem.0.weight" in files.tensors
+    return f"{PIXELS}decoder.fpn.stem.0.weight" in files.tensors
 
 
 def _plan(files: Files, architecture: MaskFormerConfig | None) -> Plan:
-    check_described(files)
-    tensors = _spelled(files.tensors)
-    if "class_predictor.weight" not in tensors:
-        raise CheckpointError(
-            f"{files.source} holds a MaskFormer without the layer that reads classes from its queries. Take the checkpoint "
-            "of a MaskFormerForInstanceSegmentation, which has it."
-        )
-    config = _config(files.config, tensors)
-    prepared = from_transformers(files.preprocessor, _TYPE, config.image_size)
-    config = replace(config, image_size=detector_size(prepared) or config.image_size)
-    return Plan(
-        build=MaskFormer,
-        config=config,
-        rows=_rows(config),
-        tensors=tensors,
-        record=transformers_record(
-            files,
-            architecture=catalogue_name(config) or _TYPE,
-            num_classes=config.num_classes,
-            preprocessing=prepared if config.channels == 3 else None,
-        ),
-        # What its losses weigh classes by.
-        ignored=(r"criterion\..*", *(re.escape(_TRUNK) + pattern for pattern in UNREAD)),
-    )
+    return query_plan(files, MaskFormer, "MaskFormerForInstanceSegmentation", _spelled, _config, _rows, catalogue_name)
 
 
 def catalogue_name(config: MaskFormerConfig) -> str | None:
@@ -92,8 +66,8 @@ def _spelled(tensors: Tensors) -> Tensors:
     inner: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
     for name in tensors:
-        if name.startswith(_TRUNK):
-            usual = name.removeprefix(_TRUNK).removeprefix("model.")
+        if name.startswith(TRUNK):
+            usual = name.removeprefix(TRUNK).removeprefix("model.")
             number = re.fullmatch(r"hidden_states_norms\.(\d+)\.(\w+)", usual)
             inner[f"hidden_states_norms.stage{int(number[1]) + 1}.{number[2]}" if number else usual] = tensors[name]
             continue
@@ -101,17 +75,17 @@ def _spelled(tensors: Tensors) -> Tensors:
         for pattern, replacement in _IN_MEMORY:
             disk = re.sub(pattern, replacement, disk)
         found[disk] = tensors[name]
-    return found | {f"{_TRUNK}{name}": tensor for name, tensor in trunk_names(inner).items()}
+    return found | {f"{TRUNK}{name}": tensor for name, tensor in trunk_names(inner).items()}
 
 
 def _written(name: str) -> str:
     """A name of transformers' usual Swin Transformer → that of MaskFormer's."""
-    if not name.startswith(_TRUNK):
+    if not name.startswith(TRUNK):
         return name
-    inner = name.removeprefix(_TRUNK)
+    inner = name.removeprefix(TRUNK)
     if number := re.fullmatch(r"hidden_states_norms\.stage(\d+)\.(\w+)", inner):
-        return f"{_TRUNK}hidden_states_norms.{int(number[1]) - 1}.{number[2]}"
-    return f"{_TRUNK}model.{inner}"
+        return f"{TRUNK}hidden_states_norms.{int(number[1]) - 1}.{number[2]}"
+    return f"{TRUNK}model.{inner}"
 
 
 def _config(config: dict[str, Any], tensors: Tensors) -> MaskFormerConfig:
@@ -150,8 +124,8 @@ def _config(config: dict[str, Any], tensors: Tensors) -> MaskFormerConfig:
 
 
 def _rows(config: MaskFormerConfig) -> list[Row]:
-    rows = trunk_rows(config.backbone, "trunk", _TRUNK)
-    ours, theirs = "pixel_decoder", f"{_PIXELS}decoder"
+    rows = trunk_rows(config.backbone, "trunk", TRUNK)
+    ours, theirs = "pixel_decoder", f"{PIXELS}decoder"
     named = [("first", "fpn.stem")]
     for place in range(len(cast(Any, config.backbone).depths) - 1):
         named += [(f"lateral.{place}", f"fpn.layers.{place}.proj"), (f"smooth.{place}", f"fpn.layers.{place}.block")]
@@ -161,11 +135,11 @@ def _rows(config: MaskFormerConfig) -> list[Row]:
     rows += renamed(f"{ours}.mask_projection.conv", f"{theirs}.mask_projection")
     flat = (config.width, config.backbone.width)
     if flat[0] != flat[1]:
-        rows += [shaped("projection.weight", f"{_QUERIES}input_projection.weight", flat, (*flat, 1, 1))]
-        rows += [same("projection.bias", f"{_QUERIES}input_projection.bias")]
-    rows += renamed("query_positions", f"{_QUERIES}queries_embedder", bias=False)
+        rows += [shaped("projection.weight", f"{QUERIES}input_projection.weight", flat, (*flat, 1, 1))]
+        rows += [same("projection.bias", f"{QUERIES}input_projection.bias")]
+    rows += renamed("query_positions", f"{QUERIES}queries_embedder", bias=False)
     for place in range(config.decoder_depth):
-        block, layer = f"decoder.{place}", f"{_QUERIES}decoder.layers.{place}"
+        block, layer = f"decoder.{place}", f"{QUERIES}decoder.layers.{place}"
         for part, name in (("attention", "self_attn"), ("cross_attention", "encoder_attn")):
             for inside, their in _ATTENTION.items():
                 rows += renamed(f"{block}.{part}.{inside}", f"{layer}.{name}.{their}")
@@ -173,7 +147,7 @@ def _rows(config: MaskFormerConfig) -> list[Row]:
         rows += renamed(f"{block}.norm2", f"{layer}.encoder_attn_layer_norm")
         rows += renamed(f"{block}.mlp.up", f"{layer}.fc1") + renamed(f"{block}.mlp.down", f"{layer}.fc2")
         rows += renamed(f"{block}.norm3", f"{layer}.final_layer_norm")
-    rows += renamed("norm", f"{_QUERIES}decoder.layernorm") + renamed("head", "class_predictor")
+    rows += renamed("norm", f"{QUERIES}decoder.layernorm") + renamed("head", "class_predictor")
     return rows + [row for place in range(3) for row in renamed(f"mask_head.layers.{place}", f"mask_embedder.{place}.0")]
 
 
@@ -206,7 +180,7 @@ def _compose(model: nn.Module) -> Written:
         "mask_feature_size": config.mask_width,
         "dtype": "float32",
     }
-    documents = transformers_documents(described, record, config.num_classes, detector="MaskFormer")
+    documents = transformers_documents(described, record, config.num_classes, processor="MaskFormer")
     rows = _rows(config)
     if isinstance(config.backbone, SwinConfig):
         rows = [replace(row, theirs=tuple(_written(name) for name in row.theirs)) for row in rows]

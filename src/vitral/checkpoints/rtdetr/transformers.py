@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitral.checkpoints.convolutional.names import conv_norm, counted
 from vitral.checkpoints.files import Files
 from vitral.checkpoints.layout import Layout, Plan, Written
-from vitral.checkpoints.preprocessing import DetectorProcessor, from_transformers
+from vitral.checkpoints.preprocessing import Processor, from_transformers
 from vitral.checkpoints.table import Row, Tensors, renamed, same
 from vitral.checkpoints.vocabulary import (
     activation_of,
@@ -37,7 +37,7 @@ from vitral.models.detection.rtdetr import RTDETR, VARIANTS, RTDETRConfig
 __all__ = ["LAYOUT", "architecture_of", "prepared", "rows"]
 
 _TYPES = ("rt_detr", "rt_detr_v2")
-_PROCESSOR: DetectorProcessor = "RTDetr"
+_PROCESSOR: Processor = "RTDetr"
 # What transformers assumes where a config.json does not say.
 _USUAL: dict[str, Any] = {
     "freeze_backbone_batch_norms": True,
@@ -384,7 +384,7 @@ def _compose(model: nn.Module) -> Written:
         # transformers has no blocks that only training uses; without them the network answers the same.
         config = replace(config, decoder_depth=config.evaluated_depth, evaluated_depth=None)
     second = record.architecture.startswith("rtdetrv2") or (config.sampling, config.reach) != ("bilinear", 0.5)
-    documents = transformers_documents(_described(config, second), record, config.num_classes, detector=_PROCESSOR)
+    documents = transformers_documents(_described(config, second), record, config.num_classes, processor=_PROCESSOR)
     try:
         reread = _config(documents["config.json"], config.num_classes)
     except CheckpointError as error:

@@ -1,9 +1,10 @@
 """transformers' layout of SegFormer (model type segformer), as in nvidia/segformer-b0-finetuned-ade-512-512, nvidia/mit-b0.
 
 A file holds a segmenter or, without a decoder, the Mix Transformer alone. transformers has an epsilon of 1e-5 in all norms,
-whatever its config.json says, where the authors have 1e-6 in blocks; a network with the authors' is written as their own
-files are, and its answers differ in the sixth digit. Names have changed with transformers' versions, in files and in memory;
-all are read, and those of the published files are written.
+whatever its config.json says (`layer_norm_eps` is there, and no module reads it), where the authors have 1e-6 in blocks. A
+network with the authors', as `create_model` builds it, is written as their own files are; what is read again, here and by
+transformers, has 1e-5, and its logits differ by about 1e-5. Vitral's own layout keeps 1e-6. Names have changed with
+transformers' versions, in files and in memory; all are read, and those of the published files are written.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ def _compose_segmenter(model: nn.Module) -> Written:
         "semantic_loss_ignore_index": 255,
     }
     rows = [_prefixed(row) for row in _segmenter_rows(config)]
-    documents = transformers_documents(described, record, config.num_classes, detector="Segformer")
+    documents = transformers_documents(described, record, config.num_classes, processor="Segformer")
     return Written(model=model, rows=rows, documents=documents)
 
 

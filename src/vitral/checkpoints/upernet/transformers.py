@@ -157,7 +157,7 @@ def _compose(model: nn.Module) -> Written:
         "loss_ignore_index": 255,
         "dtype": "float32",
     }
-    documents = transformers_documents(described, record, config.num_classes, detector="Segformer")
+    documents = transformers_documents(described, record, config.num_classes, processor="Segformer")
     return Written(model=network, rows=_rows(config, _BODY), documents=documents)
 
 

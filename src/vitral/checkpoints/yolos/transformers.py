@@ -142,7 +142,7 @@ def _compose(model: nn.Module) -> Written:
     }
     if config.patch_size[0] != config.patch_size[1]:
         raise UsageError(f"transformers' YOLOS has square patches, not {config.patch_size}. Use layout='vitral'.")
-    documents = transformers_documents(described, record, config.num_classes, detector="Yolos")
+    documents = transformers_documents(described, record, config.num_classes, processor="Yolos")
     return Written(model=model, rows=_rows(config), documents=documents)
 
 

@@ -21,7 +21,7 @@ has no masks, and is not told.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -111,17 +111,8 @@ class MaskedDETR(MaskNetwork):
         masks = self.mask_head(cells, found, finer[::-1])
         return MaskOutput(logits, masks, queries, boxes=boxes, instances="partition")
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put a fresh, small random classifier for `num_classes` classes, and nothing, in place of the present one.
-
-        Raises:
-            UsageError: no classes.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        self.detr.reset_head(num_classes)
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
+    def _fresh_head(self) -> None:
+        self.detr.reset_head(self.config.num_classes)
 
 
 class _MaskHead(nn.Module):

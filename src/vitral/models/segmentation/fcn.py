@@ -19,6 +19,7 @@ from vitral.models.backbones.resnet import ResNetConfig
 from vitral.models.network import check_ranges
 from vitral.models.output import MapOutput
 from vitral.models.segmentation.heads import FCNHead
+from vitral.models.segmentation.kinds import MapNetwork
 from vitral.models.segmentation.trunk import BackboneConfig, TrunkConfig, TrunkNetwork
 
 __all__ = ["FCN", "PAPERS", "VARIANTS", "FCNConfig"]
@@ -60,7 +61,7 @@ class FCNConfig(TrunkConfig):
         return max(1, self.backbone.width // 4)
 
 
-class FCN(TrunkNetwork):
+class FCN(TrunkNetwork, MapNetwork):
     """A fully convolutional network.
 
     Args:
@@ -85,10 +86,11 @@ class FCN(TrunkNetwork):
             return MapOutput(logits)
         return MapOutput(logits, (self.auxiliary(before[0]),))
 
-    def _fresh_heads(self, num_classes: int) -> None:
-        self.head.reset(num_classes)
+    def _fresh_head(self) -> None:
+        self.head.reset(self.config.num_classes)
         if self.auxiliary is not None:
-            self.auxiliary.reset(num_classes)
+            self.auxiliary.reset(self.config.num_classes)
+        self.to(next(self.trunk.parameters()))
 
 
 _R50 = FCNConfig()

@@ -145,19 +145,9 @@ class FCNVGG(MapNetwork):
         before = _BEFORE[self.config.finest]
         return MapOutput(x[:, :, before : before + pixels.shape[2], before : before + pixels.shape[3]].contiguous())
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put fresh classifiers for `num_classes` classes, and what enlarges their scores, in place of the present ones.
-
-        Raises:
-            UsageError: no classes; a segmenter has one at least.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = next(self.hidden.parameters())
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
+    def _fresh_head(self) -> None:
         self._build_heads(self.config)
-        self.to(like.device, like.dtype)
+        self.to(next(self.hidden.parameters()))
 
     def _build_heads(self, config: FCNVGGConfig) -> None:
         """Scores, which begin as zero (section 4.3), and what enlarges them, which begins as interpolation."""

@@ -1,4 +1,4 @@
-"""Heads that several segmenters share, and how they begin."""
+"""Heads that several segmenters share, how they begin, and the norm of what they read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitral.layers.conv import ConvNorm
 
-__all__ = ["FCNHead", "classifier", "initialise_head"]
+__all__ = ["FCNHead", "classifier", "initialise_head", "normed"]
 
 _CLASSIFIER_STD = 0.01
 
@@ -68,3 +68,13 @@ def initialise_head(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, ConvNorm):
             nn.init.kaiming_normal_(part.conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def normed(x: Float[Tensor, "b d i j"], norm: nn.Module) -> Float[Tensor, "b d i j"]:
+    """A map whose every cell is normed over its channels, which lie side by side from here on, as convolutions like them.
+
+    Args:
+        x: the map.
+        norm: of vectors of its channels.
+    """
+    return cast(Tensor, norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vitral.errors import UsageError
 from vitral.models.network import Network
 from vitral.models.output import MapOutput, MaskOutput
 
@@ -31,6 +33,22 @@ class _Segmenter(Network):
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )
+
+    def reset_head(self, num_classes: int) -> None:
+        """Put fresh, small random layers for `num_classes` classes in place of those whose size hangs on their number.
+
+        Raises:
+            UsageError: no classes; a segmenter has one at least.
+        """
+        if num_classes < 1:
+            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
+        self.config = replace(cast(Any, self.config), num_classes=num_classes)
+        self.record = replace(self.record, labels=())
+        self._fresh_head()
+
+    def _fresh_head(self) -> None:
+        """Make the layers whose size hangs on the configuration's number of classes anew, where the present ones lie."""
+        raise NotImplementedError
 
 
 class MapNetwork(_Segmenter):

@@ -27,13 +27,12 @@ from vitral.layers.decoding import Perceptron, initialise_xavier
 from vitral.layers.linear import Linear
 from vitral.layers.mlp import Mlp
 from vitral.layers.sine import sine_positions
-from vitral.models.backbones import resnet, swin
-from vitral.models.backbones.swin import SwinConfig
+from vitral.models.backbones import resnet
 from vitral.models.network import check_ranges
 from vitral.models.output import PredictedMasks
 from vitral.models.segmentation.pixel_decoder import DeformablePixelDecoder, PixelFeatures
 from vitral.models.segmentation.queries import QueryNetwork, mask_logits
-from vitral.models.segmentation.trunk import TrunkConfig
+from vitral.models.segmentation.trunk import TrunkConfig, shifted_swin
 
 __all__ = ["PAPERS", "VARIANTS", "Mask2Former", "Mask2FormerConfig", "MaskedBlock"]
 
@@ -226,9 +225,7 @@ def _covered(embeddings: Float[Tensor, "b q c"], features: Float[Tensor, "b c n"
     return (covered | ~covered.any(-1, keepdim=True))[:, None]
 
 
-def _swin(name: str) -> SwinConfig:
-    """A Swin Transformer as the published networks have it (appendix A.1)."""
-    return replace(swin.VARIANTS[name], shift_rule="always", drop_path=0.3)
+_DROP_PATH = 0.3  # of a Swin Transformer, whatever its size (appendix A.1)
 
 
 def _variants() -> dict[str, Mask2FormerConfig]:
@@ -236,10 +233,10 @@ def _variants() -> dict[str, Mask2FormerConfig]:
     rows = {
         "r50": r50,
         "r101": replace(r50, backbone=resnet.VARIANTS["resnet101"]),
-        "swin_ti": replace(r50, backbone=_swin("swin_ti")),
-        "swin_s": replace(r50, backbone=_swin("swin_s")),
-        "swin_b": replace(r50, backbone=_swin("swin_b_w12_384")),
-        "swin_l": replace(r50, backbone=_swin("swin_l_w12_384"), queries=200),
+        "swin_ti": replace(r50, backbone=shifted_swin("swin_ti", _DROP_PATH)),
+        "swin_s": replace(r50, backbone=shifted_swin("swin_s", _DROP_PATH)),
+        "swin_b": replace(r50, backbone=shifted_swin("swin_b_w12_384", _DROP_PATH)),
+        "swin_l": replace(r50, backbone=shifted_swin("swin_l_w12_384", _DROP_PATH), queries=200),
     }
     return {f"mask2former_{name}": row for name, row in rows.items()}
 

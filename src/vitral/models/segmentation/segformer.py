@@ -27,7 +27,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitral.base.config import check_choices
-from vitral.errors import UsageError
 from vitral.layers.linear import Linear, unrecorded
 from vitral.models.backbones import mit
 from vitral.models.backbones.mit import MiT, MiTConfig
@@ -112,18 +111,8 @@ class SegFormer(MapNetwork):
         mixed = self.dropout(self.decoder(self.backbone.pyramid(pixels).maps))
         return MapOutput(self.head(mixed.movedim(1, -1)).movedim(-1, 1))
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put a fresh, small random classifier for `num_classes` classes in place of the present one.
-
-        Raises:
-            UsageError: no classes.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = self.head.weight
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
-        self.head = Linear(self.config.decoder_width, num_classes).to(like.device, like.dtype)
+    def _fresh_head(self) -> None:
+        self.head = Linear(self.config.decoder_width, self.config.num_classes).to(self.head.weight)
 
 
 class _Decoder(nn.Module):

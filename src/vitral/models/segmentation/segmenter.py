@@ -16,7 +16,6 @@ Sizes that the patch does not divide are filled up, as the authors do; see `mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -34,10 +33,10 @@ from vitral.layers.linear import Linear
 from vitral.layers.mlp import Mlp
 from vitral.models.backbones.vit import VARIANTS as PLAIN
 from vitral.models.backbones.vit import ViT, ViTConfig
-from vitral.models.network import MapConfig, check_ranges
+from vitral.models.network import check_ranges
 from vitral.models.output import MapOutput
 from vitral.models.segmentation.borders import cut_back, filled_up
-from vitral.models.segmentation.kinds import MapNetwork
+from vitral.models.segmentation.transformer import TransformerConfig, TransformerNetwork
 
 __all__ = ["PAPERS", "VARIANTS", "Decoded", "Segmenter", "SegmenterConfig"]
 
@@ -54,7 +53,7 @@ _EPS = 1e-5  # of the decoder's norms, whatever the backbone's is
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterConfig(MapConfig):
+class SegmenterConfig(TransformerConfig):
     """Everything that tells one Segmenter from another.
 
     Attributes:
@@ -78,45 +77,12 @@ class SegmenterConfig(MapConfig):
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, _RANGES)
-        high, wide = self.backbone.patch_size
-        if high != wide:
-            raise UsageError(f"A Segmenter's patches are square; patches of {high} × {wide} pixels came.")
-        backbone = replace(
-            self.backbone,
-            image_size=(self.grid[0] * high, self.grid[1] * high),  # what pictures are filled up to
-            channels=self.channels,
-            num_classes=0,
-            distillation_head=False,
-            pool_norm=False,
-            representation=None,
-            pool="class" if self.backbone.class_token else "mean",
-        )
-        object.__setattr__(self, "backbone", backbone)
-
-    @property
-    def stride(self) -> int:
-        """Pixels from one patch to the next."""
-        return self.backbone.patch_size[0]
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.backbone.width
+        self._fit_backbone()
 
     @property
     def depth(self) -> int:
         """Number of blocks, those of the mask decoder included."""
         return self.backbone.depth + (self.decoder_depth if self.decoder == "mask" else 0)
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches in the vision transformer."""
-        return self.backbone.prefix
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What they are called."""
-        return self.backbone.prefix_names
 
 
 class Decoded(NamedTuple):
@@ -131,7 +97,7 @@ class Decoded(NamedTuple):
     patches: Float[Tensor, "b n d"]
 
 
-class Segmenter(MapNetwork):
+class Segmenter(TransformerNetwork):
     """A vision transformer with a linear or a mask decoder.
 
     Args:
@@ -182,10 +148,6 @@ class Segmenter(MapNetwork):
         encoded = self.backbone(filled)
         return encoded.tokens[:, encoded.prefix :], encoded.grid
 
-    def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
-        """The tables of positions, carried to another grid, by name."""
-        return {f"backbone.{name}": table for name, table in self.backbone.tables_at(grid).items()}
-
     def usual_preprocessing(self) -> Preprocessing | None:
         """The whole picture at the network's size: in [−1, 1], but as ImageNet's are for a distilled DeiT, as published."""
         usual = super().usual_preprocessing()
@@ -193,23 +155,13 @@ class Segmenter(MapNetwork):
             return usual
         return replace(usual, mean=INCEPTION_MEAN, std=INCEPTION_STD)
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put what hangs on the number of classes, their tokens and their norm, or the classifier, anew for `num_classes`.
-
-        Raises:
-            UsageError: no classes.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = self.backbone.patch.projection.weight
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
+    def _fresh_head(self) -> None:
         if isinstance(self.head, _MaskDecoder):
-            self.head.fresh_classes(num_classes)
+            self.head.fresh_classes(self.config.num_classes)
         else:
-            self.head = Linear(self.config.width, num_classes)
+            self.head = Linear(self.config.width, self.config.num_classes)
             self.head.apply(_initialise)
-        self.to(like.device, like.dtype)
+        self.to(self.backbone.patch.projection.weight)
 
 
 class _MaskDecoder(nn.Module):

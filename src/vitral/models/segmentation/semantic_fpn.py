@@ -23,6 +23,7 @@ from vitral.models.backbones.resnet import ResNetConfig
 from vitral.models.network import check_ranges
 from vitral.models.output import MapOutput
 from vitral.models.segmentation.heads import classifier, initialise_head
+from vitral.models.segmentation.kinds import MapNetwork
 from vitral.models.segmentation.trunk import BackboneConfig, TrunkConfig, TrunkNetwork
 
 __all__ = ["PAPERS", "VARIANTS", "SemanticFPN", "SemanticFPNConfig"]
@@ -85,7 +86,7 @@ class _Step(nn.Module):
         return x if self.norm is None else F.relu(self.norm(x))
 
 
-class SemanticFPN(TrunkNetwork):
+class SemanticFPN(TrunkNetwork, MapNetwork):
     """A semantic FPN.
 
     Args:
@@ -122,8 +123,9 @@ class SemanticFPN(TrunkNetwork):
             summed = x if summed is None else summed + x
         return cast(Tensor, summed)
 
-    def _fresh_heads(self, num_classes: int) -> None:
-        self.head = classifier(self.config.width, num_classes)
+    def _fresh_head(self) -> None:
+        self.head = classifier(self.config.width, self.config.num_classes)
+        self.to(next(self.trunk.parameters()))
 
 
 _R50 = SemanticFPNConfig()

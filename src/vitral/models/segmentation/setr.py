@@ -20,7 +20,7 @@ Sizes that the patch does not divide are filled up; see `models.segmentation.bor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -35,10 +35,11 @@ from vitral.errors import UsageError
 from vitral.layers.conv import ConvNorm
 from vitral.models.backbones.vit import VARIANTS as PLAIN
 from vitral.models.backbones.vit import ViT, ViTConfig
-from vitral.models.network import MapConfig, check_ranges, chosen_levels
+from vitral.models.network import check_ranges, chosen_levels
 from vitral.models.output import Level, MapOutput
 from vitral.models.segmentation.borders import cut_back, filled_up
-from vitral.models.segmentation.kinds import MapNetwork
+from vitral.models.segmentation.heads import classifier, initialise_head, normed
+from vitral.models.segmentation.transformer import TransformerConfig, TransformerNetwork
 
 __all__ = ["PAPERS", "SETR", "VARIANTS", "SETRConfig"]
 
@@ -55,7 +56,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SETRConfig(MapConfig):
+class SETRConfig(TransformerConfig):
     """Everything that tells one SETR from another.
 
     Attributes:
@@ -88,52 +89,13 @@ class SETRConfig(MapConfig):
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, _RANGES)
-        high, wide = self.backbone.patch_size
-        if high != wide:
-            raise UsageError(f"A SETR's patches are square; patches of {high} × {wide} pixels came.")
-        backbone = replace(
-            self.backbone,
-            image_size=(self.grid[0] * high, self.grid[1] * high),  # what pictures are filled up to
-            channels=self.channels,
-            num_classes=0,
-            distillation_head=False,
-            final_norm=False,
-            pool_norm=False,
-            representation=None,
-            pool="class" if self.backbone.class_token else "mean",
-        )
-        object.__setattr__(self, "backbone", backbone)
-        chosen_levels((Level(self.width, high),) * backbone.depth, self.levels)
+        self._fit_backbone(final_norm=False)
+        chosen_levels((Level(self.width, self.stride),) * self.depth, self.levels)
         if min(self.levels) < 0:
             raise UsageError(f"levels are numbers of blocks from 0; {self.levels} came.")
 
-    @property
-    def stride(self) -> int:
-        """Pixels from one token to the next."""
-        return self.backbone.patch_size[0]
 
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.backbone.width
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.backbone.depth
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches."""
-        return self.backbone.prefix
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What they are called."""
-        return self.backbone.prefix_names
-
-
-class SETR(MapNetwork):
+class SETR(TransformerNetwork):
     """A segmentation transformer.
 
     Args:
@@ -148,7 +110,7 @@ class SETR(MapNetwork):
         self.neck = _Aggregation(config) if config.decoder == "mla" else None
         self.auxiliary_heads = nn.ModuleList()
         if config.auxiliary and config.decoder == "mla":
-            self.auxiliary_heads.extend(_classifier(config.decoder_width, config) for _ in config.levels)
+            self.auxiliary_heads.extend(classifier(config.decoder_width, config.num_classes) for _ in config.levels)
         elif config.auxiliary:
             heads = (_UpHead(config, config.auxiliary_convolutions, 4) for _ in config.levels[:-1])
             self.auxiliary_heads.extend(heads)
@@ -158,12 +120,8 @@ class SETR(MapNetwork):
             else _UpHead(config, config.convolutions, 2 if config.decoder == "pup" else 4)
         )
         for part in (self.neck, self.auxiliary_heads, self.head):
-            _initialise(part)
-
-    @property
-    def blocks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
-        """The blocks of the vision transformer."""
-        return tuple(self.backbone.blocks)
+            if part is not None:
+                initialise_head(part)
 
     def forward(self, pixels: Float[Tensor, "b c y x"]) -> MapOutput:
         """Classes of places; the map has a cell for four by four pixels, PUP's for each pixel. See `MapNetwork`."""
@@ -179,28 +137,15 @@ class SETR(MapNetwork):
                 auxiliary.append(cut_back(head(one), filled, pixels))
         return MapOutput(cut_back(logits, filled, pixels), tuple(auxiliary))
 
-    def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
-        """The tables of positions, carried to another grid, by name."""
-        return {f"backbone.{name}": table for name, table in self.backbone.tables_at(grid).items()}
-
-    def reset_head(self, num_classes: int) -> None:
-        """Put fresh, small random classifiers for `num_classes` classes in place of the present ones, auxiliary ones too.
-
-        Raises:
-            UsageError: no classes.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = self.backbone.patch.projection.weight
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
+    def _fresh_head(self) -> None:
         for head in (self.head, *self.auxiliary_heads):
             if isinstance(head, _UpHead | _BranchHead):
-                head.classifier = _classifier(head.classifier.in_channels, self.config)
+                head.classifier = classifier(head.classifier.in_channels, self.config.num_classes)
         if self.neck is not None:
-            count = len(self.auxiliary_heads)
-            self.auxiliary_heads = nn.ModuleList(_classifier(self.config.decoder_width, self.config) for _ in range(count))
-        self.to(like.device, like.dtype)
+            self.auxiliary_heads = nn.ModuleList(
+                classifier(self.config.decoder_width, self.config.num_classes) for _ in self.auxiliary_heads
+            )
+        self.to(self.backbone.patch.projection.weight)
 
 
 class _UpHead(nn.Module):
@@ -220,11 +165,11 @@ class _UpHead(nn.Module):
         self.convolutions = nn.ModuleList(
             ConvNorm(inputs, outputs, config.kernel, activation="relu") for inputs, outputs in pairwise(widths)
         )
-        self.classifier = _classifier(config.decoder_width, config)
+        self.classifier = classifier(config.decoder_width, config.num_classes)
 
     def forward(self, x: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c _ _"]:
         """The logits of a map, enlarged."""
-        x = _normed(x, self.norm)
+        x = normed(x, self.norm)
         for place, convolution in enumerate(self.convolutions):
             x = convolution(x if place == 0 else _enlarged(x, self.scale))
         return _enlarged(self.classifier(x), self.scale)
@@ -247,7 +192,7 @@ class _Aggregation(nn.Module):
     def forward(self, maps: Sequence[Float[Tensor, "b d i j"]]) -> list[Float[Tensor, "b w i j"]]:
         """The aggregated maps, that of the last block first."""
         projected = [
-            projection(_normed(one, norm)) for one, norm, projection in zip(maps, self.norms, self.projections, strict=True)
+            projection(normed(one, norm)) for one, norm, projection in zip(maps, self.norms, self.projections, strict=True)
         ]
         sums = [projected[-1]]
         for one in reversed(projected[:-1]):
@@ -271,7 +216,7 @@ class _BranchHead(nn.Module):
             )
             for _ in config.levels
         )
-        self.classifier = _classifier(len(config.levels) * width, config)
+        self.classifier = classifier(len(config.levels) * width, config.num_classes)
 
     def forward(self, maps: Sequence[Float[Tensor, "b w i j"]]) -> Float[Tensor, "b c _ _"]:
         """The logits, four times as large as the maps."""
@@ -279,29 +224,8 @@ class _BranchHead(nn.Module):
         return _enlarged(self.classifier(seen), 4)
 
 
-def _normed(x: Float[Tensor, "b d i j"], norm: nn.Module) -> Float[Tensor, "b d i j"]:
-    """Every cell normalised over its channels, which lie side by side from here on, as convolutions like them."""
-    normed: Tensor = norm(x.permute(0, 2, 3, 1))
-    return normed.permute(0, 3, 1, 2)
-
-
 def _enlarged(x: Float[Tensor, "b c i j"], scale: int) -> Float[Tensor, "b c _ _"]:
     return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
-
-
-def _classifier(inputs: int, config: SETRConfig) -> nn.Conv2d:
-    """A linear classifier of every cell, with small random weights as mmsegmentation's begin."""
-    classifier = nn.Conv2d(inputs, config.num_classes, 1)
-    nn.init.normal_(classifier.weight, std=0.01)
-    nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
-    return classifier
-
-
-def _initialise(part: nn.Module | None) -> None:
-    """Convolutions before a ReLU keep the variance of gradients (He et al. 2015, equation 14)."""
-    for module in part.modules() if part is not None else ():
-        if isinstance(module, ConvNorm):
-            nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 # Table 1 of the paper: T-Large and T-Base. Which blocks are read is the authors' choice, by the decoder and the depth.

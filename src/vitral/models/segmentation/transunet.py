@@ -20,7 +20,7 @@ In training the authors drop hidden channels, not attention weights; here both a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,10 +36,11 @@ from vitral.layers.patch import PatchEmbedding
 from vitral.models.backbones.bit_resnet import EVEN, BitTrunk
 from vitral.models.backbones.hybrid import VARIANTS as HYBRIDS
 from vitral.models.backbones.hybrid import HybridConfig, HybridViT
-from vitral.models.network import MapConfig, check_ranges
+from vitral.models.network import check_ranges
 from vitral.models.output import MapOutput
 from vitral.models.segmentation.borders import cut_back, filled_up
-from vitral.models.segmentation.kinds import MapNetwork
+from vitral.models.segmentation.heads import normed
+from vitral.models.segmentation.transformer import TransformerConfig, TransformerNetwork
 
 __all__ = ["PAPERS", "VARIANTS", "TransUNet", "TransUNetConfig"]
 
@@ -53,10 +54,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decoder_channels": (1, 100_000),
 }
 _DOUBLINGS = 4
+_STRIDE = 2**_DOUBLINGS
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransUNetConfig(MapConfig):
+class TransUNetConfig(TransformerConfig):
     """Everything that tells one TransUNet from another.
 
     Attributes:
@@ -81,51 +83,15 @@ class TransUNetConfig(MapConfig):
             raise UsageError(
                 f"decoder_channels has a number for each of the {_DOUBLINGS} enlargements; {self.decoder_channels} came."
             )
-        if self.backbone.trunk_stride != self.stride or self.backbone.cells != (1, 1):
+        if self.backbone.trunk_stride != _STRIDE or self.backbone.cells != (1, 1):
             raise UsageError(
-                f"A TransUNet has a token for each cell of a map of {self.stride} pixels a cell; this backbone has cells of "
+                f"A TransUNet has a token for each cell of a map of {_STRIDE} pixels a cell; this backbone has cells of "
                 f"{self.backbone.trunk_stride} pixels and patches of {self.backbone.patch_size}."
             )
-        backbone = replace(
-            self.backbone,
-            image_size=(self.grid[0] * self.stride, self.grid[1] * self.stride),  # what pictures are filled up to
-            channels=self.channels,
-            num_classes=0,
-            distillation_head=False,
-            final_norm=True,
-            pool_norm=False,
-            representation=None,
-            pool="class" if self.backbone.class_token else "mean",
-        )
-        object.__setattr__(self, "backbone", backbone)
-
-    @property
-    def stride(self) -> int:
-        """Pixels from one token to the next."""
-        return 2**_DOUBLINGS
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.backbone.width
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks of the vision transformer."""
-        return self.backbone.depth
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches."""
-        return self.backbone.prefix
-
-    @property
-    def prefix_names(self) -> tuple[str, ...]:
-        """What they are called."""
-        return self.backbone.prefix_names
+        self._fit_backbone(final_norm=True)
 
 
-class TransUNet(MapNetwork):
+class TransUNet(TransformerNetwork):
     """A hybrid encoder and a decoder that enlarges its map step by step.
 
     Args:
@@ -146,11 +112,6 @@ class TransUNet(MapNetwork):
         )
         self.head = nn.Conv2d(widths[-1], config.num_classes, 3, padding=1)
 
-    @property
-    def blocks(self) -> tuple[nn.Module, ...]:  # type: ignore[override]
-        """The blocks of the vision transformer."""
-        return tuple(self.backbone.blocks)
-
     def forward(self, pixels: Float[Tensor, "b c y x"]) -> MapOutput:
         """Classes of every pixel. See `MapNetwork`; a grey picture may have one channel.
 
@@ -161,15 +122,11 @@ class TransUNet(MapNetwork):
             pixels = pixels.expand(-1, 3, -1, -1)
         filled = filled_up(pixels, self.config.stride)
         *skips, last = self.backbone.pyramid(filled, (*range(self.config.skips and 3), -1)).maps
-        x = self.projection(self.backbone.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        x = self.projection(normed(last, self.backbone.norm))
         beside: Sequence[Tensor | None] = (*skips[::-1][: self.config.skips], *(None,) * (_DOUBLINGS - self.config.skips))
         for doubling, skip in zip(self.decoder, beside, strict=True):
             x = doubling(x, skip)
         return MapOutput(cut_back(self.head(x), filled, pixels))
-
-    def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
-        """The tables of positions, carried to another grid, by name."""
-        return {f"backbone.{name}": table for name, table in self.backbone.tables_at(grid).items()}
 
     def usual_preprocessing(self) -> Preprocessing | None:
         """The whole picture at the network's size, in [0, 1], as the authors keep the slices of a scan."""
@@ -179,18 +136,8 @@ class TransUNet(MapNetwork):
         channels = len(usual.mean)
         return replace(usual, interpolation="bicubic", mean=(0.0,) * channels, std=(1.0,) * channels)
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put a fresh, small random classifier for `num_classes` classes in place of the present one.
-
-        Raises:
-            UsageError: no classes.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = self.head.weight
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
-        self.head = nn.Conv2d(self.head.in_channels, num_classes, 3, padding=1).to(like.device, like.dtype)
+    def _fresh_head(self) -> None:
+        self.head = nn.Conv2d(self.head.in_channels, self.config.num_classes, 3, padding=1).to(self.head.weight)
 
 
 class _Hybrid(HybridViT):

@@ -8,7 +8,6 @@ norms are here, and what only a classifier reads is not.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias, cast
@@ -18,15 +17,16 @@ from torch import Tensor, nn
 
 from vitral.errors import UsageError
 from vitral.layers.norm import norm_layer
+from vitral.models.backbones import swin
 from vitral.models.backbones.cvt import CvT, CvTConfig
 from vitral.models.backbones.pvt import PVTConfig, PVTv2
 from vitral.models.backbones.resnet import ResNet, ResNetConfig
 from vitral.models.backbones.swin import Swin, SwinConfig
 from vitral.models.network import MapConfig, Network, chosen_levels
 from vitral.models.output import Level, Pyramid
-from vitral.models.segmentation.kinds import MapNetwork
+from vitral.models.segmentation.heads import normed
 
-__all__ = ["BackboneConfig", "Trunk", "TrunkConfig", "TrunkNetwork"]
+__all__ = ["BackboneConfig", "Trunk", "TrunkConfig", "TrunkNetwork", "shifted_swin"]
 
 BackboneConfig: TypeAlias = ResNetConfig | SwinConfig | PVTConfig | CvTConfig
 """The hierarchies a segmenter can stand on: each makes its maps coarser from stage to stage."""
@@ -76,26 +76,16 @@ class Trunk(nn.Module):
         """Of every map, from fine to coarse."""
         return tuple(level.channels for level in self.levels)
 
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """For every map, pixels of the picture from one cell to the next."""
-        return tuple(level.stride for level in self.levels)
-
     def forward(self, pixels: Float[Tensor, "b c y x"]) -> Pyramid:
         """The maps of pictures of any one size, from fine to coarse."""
         found: Pyramid = self.network.pyramid(pixels, self.places)
         if not len(self.norms):
             return found
-        return Pyramid(tuple(map(_normed, found.maps, self.norms)), found.strides)
+        return Pyramid(tuple(map(normed, found.maps, self.norms)), found.strides)
 
     def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
         """The backbone's parameters that hang on the grid, carried to another one, by their names in the trunk."""
         return {f"network.{name}": table for name, table in self.network.tables_at(grid).items()}
-
-
-def _normed(x: Float[Tensor, "b c i j"], norm: nn.Module) -> Float[Tensor, "b c i j"]:
-    """A map whose every cell is normed."""
-    return cast(Tensor, norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +128,11 @@ class TrunkConfig(MapConfig):
         return self.backbone.grid_of(size)
 
 
-class TrunkNetwork(MapNetwork):
-    """A segmenter of maps that reads those of a backbone.
+class TrunkNetwork(Network):
+    """A network that reads the maps of a backbone. What it makes of them, maps or masks, its second base says.
+
+    Attributes:
+        trunk: the backbone.
 
     Args:
         config: which one.
@@ -171,27 +164,20 @@ class TrunkNetwork(MapNetwork):
             levels: which, counted from 0; None for all.
         """
         chosen = chosen_levels(self.levels, range(len(self.levels)) if levels is None else levels)
-        found = self.trunk(pixels)
+        found: Pyramid = self.trunk(pixels)
         return Pyramid(tuple(found.maps[place] for place in chosen), tuple(found.strides[place] for place in chosen))
 
     def tables_at(self, grid: tuple[int, int]) -> Mapping[str, Tensor]:
         """The backbone's parameters that hang on the grid, carried to another one, by name."""
         return {f"trunk.{name}": table for name, table in self.trunk.tables_at(grid).items()}
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put fresh, small random classifiers for `num_classes` classes in place of the present ones.
 
-        Raises:
-            UsageError: no classes; a segmenter has one at least.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = next(self.trunk.parameters())
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
-        self._fresh_heads(num_classes)
-        self.to(like.device, like.dtype)
+def shifted_swin(name: str, drop_path: float | None = None) -> SwinConfig:
+    """A Swin Transformer as segmenters were trained with it: its windows shift on maps of all sizes.
 
-    @abstractmethod
-    def _fresh_heads(self, num_classes: int) -> None:
-        """Put fresh classifiers in place of the present ones."""
+    Args:
+        name: in the catalogue of backbones.
+        drop_path: another probability of dropping a branch than that of its training as a classifier.
+    """
+    config = swin.VARIANTS[name]
+    return replace(config, shift_rule="always", drop_path=config.drop_path if drop_path is None else drop_path)

@@ -206,18 +206,8 @@ class UNet(MapNetwork):
         stride = self.config.stride
         return stride * (self.config.turning(side) + 4) + 4 * (stride - 1)
 
-    def reset_head(self, num_classes: int) -> None:
-        """Put a fresh, small random classifier for `num_classes` classes in place of the present one.
-
-        Raises:
-            UsageError: no classes; a segmenter has one at least.
-        """
-        if num_classes < 1:
-            raise UsageError(f"A segmenter has one class or more; {num_classes} came.")
-        like = self.head.weight
-        self.config = replace(self.config, num_classes=num_classes)
-        self.record = replace(self.record, labels=())
-        self.head = classifier(self.config.width, num_classes).to(like.device, like.dtype)
+    def _fresh_head(self) -> None:
+        self.head = classifier(self.config.width, self.config.num_classes).to(self.head.weight)
 
 
 def _of_one_size(

@@ -28,13 +28,12 @@ from vitral.base.config import check_choices
 from vitral.errors import UsageError
 from vitral.layers.conv import ConvNorm
 from vitral.layers.pyramid_pooling import PyramidPooling
-from vitral.models.backbones import swin
 from vitral.models.backbones.resnet import ResNetConfig
-from vitral.models.backbones.swin import SwinConfig
 from vitral.models.network import check_ranges
 from vitral.models.output import MapOutput
 from vitral.models.segmentation.heads import FCNHead, classifier, initialise_head
-from vitral.models.segmentation.trunk import BackboneConfig, TrunkConfig, TrunkNetwork
+from vitral.models.segmentation.kinds import MapNetwork
+from vitral.models.segmentation.trunk import BackboneConfig, TrunkConfig, TrunkNetwork, shifted_swin
 
 __all__ = ["PAPERS", "VARIANTS", "UPerNet", "UPerNetConfig"]
 
@@ -49,11 +48,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "auxiliary_depth": (0, 100),
     "dropout": (0.0, 0.999),
 }
-
-
-def _shifted(config: SwinConfig) -> SwinConfig:
-    """A Swin Transformer as segmenters were trained with it: its windows shift on maps of all sizes."""
-    return replace(config, shift_rule="always", num_classes=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +66,7 @@ class UPerNetConfig(TrunkConfig):
         dropout: probability of dropping a channel before a classifier in training.
     """
 
-    backbone: BackboneConfig = field(default_factory=lambda: _shifted(swin.VARIANTS["swin_ti"]))
+    backbone: BackboneConfig = field(default_factory=lambda: shifted_swin("swin_ti"))
     width: int = 512
     pool_grids: tuple[int, ...] = (1, 2, 3, 6)
     auxiliary: bool = True
@@ -90,7 +84,7 @@ class UPerNetConfig(TrunkConfig):
         super().__post_init__()
 
 
-class UPerNet(TrunkNetwork):
+class UPerNet(TrunkNetwork, MapNetwork):
     """A UPerNet.
 
     Args:
@@ -145,10 +139,11 @@ class UPerNet(TrunkNetwork):
             found.insert(0, smooth(above))
         return cast(Tensor, self.join(torch.cat([_enlarged(one, maps[0]) for one in found], dim=1)))
 
-    def _fresh_heads(self, num_classes: int) -> None:
-        self.head = classifier(self.config.width, num_classes)
+    def _fresh_head(self) -> None:
+        self.head = classifier(self.config.width, self.config.num_classes)
         if self.auxiliary is not None:
-            self.auxiliary.reset(num_classes)
+            self.auxiliary.reset(self.config.num_classes)
+        self.to(next(self.trunk.parameters()))
 
 
 def _enlarged(x: Float[Tensor, "b d _ _"], like: Float[Tensor, "b c i j"]) -> Float[Tensor, "b d i j"]:
@@ -162,9 +157,9 @@ _TI = UPerNetConfig()
 
 VARIANTS: dict[str, UPerNetConfig] = {
     "upernet_swin_t": _TI,
-    "upernet_swin_s": replace(_TI, backbone=_shifted(swin.VARIANTS["swin_s"])),
-    "upernet_swin_b": replace(_TI, backbone=_shifted(swin.VARIANTS["swin_b"])),
-    "upernet_swin_l": replace(_TI, backbone=_shifted(swin.VARIANTS["swin_l"])),
+    "upernet_swin_s": replace(_TI, backbone=shifted_swin("swin_s")),
+    "upernet_swin_b": replace(_TI, backbone=shifted_swin("swin_b")),
+    "upernet_swin_l": replace(_TI, backbone=shifted_swin("swin_l")),
     "upernet_r50": replace(_TI, backbone=ResNetConfig(num_classes=0)),
     "upernet_r101": replace(_TI, backbone=ResNetConfig(depths=(3, 4, 23, 3), num_classes=0)),
 }

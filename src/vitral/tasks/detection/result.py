@@ -15,7 +15,7 @@ from vitral.base.draw import draw_boxes
 from vitral.base.image import Picture
 from vitral.base.numbers import whole_number
 from vitral.errors import UsageError
-from vitral.tasks.ranked import Ranked, check_threshold
+from vitral.tasks.ranked import Ranked, check_threshold, kept
 
 __all__ = ["Detections", "Options"]
 
@@ -43,7 +43,7 @@ class Options:
             whole_number("top_k", self.top_k)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detections(Ranked):
     """The objects of one picture, best first; those of one score stay in the order in which they came.
 
@@ -79,24 +79,15 @@ class Detections(Ranked):
             raise UsageError(f"The boxes or scores found in {self.name} are not finite numbers (NaN or infinity).")
         self._put_in_order()
 
-    def __repr__(self) -> str:
-        found = zip(self.labels[:3], self.scores[:3], strict=True)
-        best = ", ".join(f"{label} {score:.3f}" for label, score in found)
-        counted = f"{len(self)} object{'' if len(self) == 1 else 's'}"
-        return f"Detections({self.name}: {counted}{': ' if best else ''}{best}{', …' if len(self) > 3 else ''})"
-
     def draw(self) -> Image.Image:
         """A copy of the picture with a box around each object, and what it is.
 
         Raises:
             UsageError: the picture was not kept.
         """
-        if self.picture is None:
-            raise UsageError(
-                f"The picture of {self.name} was not kept; predict it on its own, or stream with keep_pictures=True."
-            )
-        image = self.picture.image
-        left, top, right, bottom = self.picture.box or (0, 0, *image.size)  # where the original lies in what was decoded
+        picture = kept(self.name, self.picture)
+        image = picture.image
+        left, top, right, bottom = picture.box or (0, 0, *image.size)  # where the original lies in what was decoded
         scale = np.array([(right - left) / self.size[1], (bottom - top) / self.size[0]] * 2)
         rows = zip(self.labels, self.scores.tolist(), strict=True)
         return draw_boxes(image, self.boxes * scale + [left, top] * 2, list(rows), self.indices.tolist())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from vitral.base.config import check_choices
 from vitral.base.frame import Seen
 from vitral.base.masks import regions_of
 from vitral.base.numbers import real_number
-from vitral.errors import UsageError
+from vitral.errors import UnknownNameError, UsageError
 from vitral.models.output import MapOutput, MaskOutput
 from vitral.models.record import Record
 from vitral.tasks.segmentation.pieces import Piece, greatest, lines, nearest, pieces
@@ -35,6 +35,7 @@ __all__ = [
     "class_values",
     "decode",
     "empty_map",
+    "fused_places",
     "ignored",
     "shares_of",
     "subtask_of",
@@ -55,17 +56,22 @@ _SLACK = 2e-6  # what rounding may add to a number between two others, as a part
 class Options:
     """How what a network says becomes an answer.
 
+    Networks of masks have use for all of these, each for the subtasks named with it. Networks of maps (SegFormer, U-Net, …)
+    say the class of every pixel and nothing else: of them only `scores` counts, and `subtask`, which can be "semantic". What
+    counts for nothing is still held against its range.
+
     Attributes:
         subtask: "semantic": the class of every pixel; "instance": single objects; "panoptic": things and stuff, every pixel
             being of one of them. None: panoptic where the network draws masks, else semantic.
         threshold: objects and segments are kept whose score is above this (objects that may overlap: or equal to it), from
-            0 to 1.
+            0 to 1. Instance and panoptic.
         mask_threshold: a pixel counts as a segment's own where its probability times the segment's is at least this; from 0
             to 1. Panoptic, and instances of a partition.
         overlap_mask_area_threshold: a segment is kept of whose own pixels more than this share is left, others having taken
             the rest; from 0 to 1. Panoptic, and instances of a partition.
-        fused: classes, by name or by place, whose segments are one: all the sky of a picture. Panoptic.
-        scores: whether a semantic answer tells how sure it is of every pixel, which takes longer.
+        fused: classes, by name or by place, whose segments are one: all the sky of a picture. Panoptic; a class that the
+            model does not have is refused everywhere.
+        scores: whether a semantic answer tells how sure it is of every pixel, which takes longer. Semantic.
 
     Raises:
         UnknownNameError: no such subtask.
@@ -80,6 +86,8 @@ class Options:
     scores: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.subtask, str) and self.subtask not in get_args(Subtask):
+            raise UnknownNameError("subtask", self.subtask, get_args(Subtask))
         check_choices(self)
         for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
             number = real_number(name, getattr(self, name))
@@ -105,18 +113,18 @@ def decode(
         options: how what the network says becomes an answer.
 
     Raises:
+        UnknownNameError: a class to be fused that the model does not have.
         UsageError: the output is of another kind, has no answer of the kind that is asked for, or holds a number that is not
-            finite.
+            finite; a class to be fused of a number that is none.
     """
     subtask = subtask_of(output, options)
+    fused = fused_places(output, record, options)
     check_finite(output)
     if subtask == "semantic":
         values, shares = class_values(output), shares_of(output, options)
         return [_semantic(one.float().cpu(), picture, record, shares) for one, picture in zip(values, seen, strict=True)]
     if subtask == "instance" and output.instances == "pairs":
         return [_pairs(place, output, picture, record, options) for place, picture in enumerate(seen)]
-    classes = output.logits.shape[-1] - 1
-    fused = _places(options.fused, record, classes) if subtask == "panoptic" else frozenset()
     parts = [_partition(place, output, picture, options) for place, picture in enumerate(seen)]
     made = zip(parts, seen, strict=True)
     if subtask == "instance":
@@ -359,9 +367,15 @@ def _panoptic(part: _Partition, seen: Seen, record: Record, fused: frozenset[int
     return Panoptic(seen.name, seen.frame.picture, ids[part.owner], tuple(segments), seen.picture)
 
 
-def _places(fused: Sequence[int | str], record: Record, count: int) -> frozenset[int]:
-    """Classes by name or by place as places."""
-    places = [record.index(one) if isinstance(one, str) else one for one in fused]
+def fused_places(output: MapOutput | MaskOutput, record: Record, options: Options) -> frozenset[int]:
+    """The places of the classes whose segments are one. Names are held against the record's, whatever the subtask.
+
+    Raises:
+        UnknownNameError: a class that the model does not have.
+        UsageError: a number that is none of a class.
+    """
+    count = output.logits.shape[1] if isinstance(output, MapOutput) else output.logits.shape[-1] - 1
+    places = [record.index(one) if isinstance(one, str) else one for one in options.fused]
     beyond = [place for place in places if not 0 <= place < count]
     if beyond:
         raise UsageError(f"fused names classes by their names or by numbers from 0 to {count - 1}; {beyond[0]} came.")

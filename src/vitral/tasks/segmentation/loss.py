@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64, Integer
 from torch import Tensor
 
 from vitral.base.boxes import Objects
@@ -79,12 +79,13 @@ class MapLoss:
         if self.cross_entropy == self.focal == self.dice == self.lovasz == 0:
             raise UsageError("All weights of MapLoss are 0, so nothing would be learned. Give at least one.")
 
-    def pixels_of(self, class_map: Int[Tensor, "b y x"]) -> float:
+    def pixels_of(self, class_map: Integer[Tensor, "b y x"]) -> float:
         """How many labelled pixels class maps have; with `class_weights`, what they weigh together.
 
         Raises:
-            UsageError: a class without a weight.
+            UsageError: a class without a weight, or maps that are not of whole numbers.
         """
+        class_map = _whole(class_map)
         labelled = class_map[class_map != self.ignore]
         if self.class_weights is None:
             return float(labelled.numel())
@@ -92,16 +93,20 @@ class MapLoss:
         return float(labelled.new_tensor(self.class_weights, dtype=torch.float64)[labelled].sum())
 
     def __call__(
-        self, output: MapOutput, class_map: Int[Tensor, "b y x"], pixels: float, pictures: float | None = None
+        self,
+        output: MapOutput,
+        class_map: Integer[Tensor, "b y x"],
+        pixels: float | None = None,
+        pictures: float | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Every term of the loss, weighted, and as "total" their sum.
 
         Args:
             output: the model's.
-            class_map: what every pixel of its input shows, or `ignore`.
-            pixels: what `pixels_of` says of the whole batch, other pieces and processes included. Of a batch in several
-                processes whose gradients are averaged: their mean. Where it is 0 there is nothing to learn, and the loss of
-                pixels is 0.
+            class_map: what every pixel of its input shows, or `ignore`; whole numbers of any kind.
+            pixels: what `pixels_of` says of the whole batch, other pieces and processes included; None where `class_map` is
+                the whole batch. Of a batch in several processes whose gradients are averaged: their mean. Where it is 0
+                there is nothing to learn, and the loss of pixels is 0.
             pictures: how many pictures this batch has, where `output` is a piece of it (likewise their mean over
                 processes). The losses of all pieces then add up to the loss of the batch.
 
@@ -110,10 +115,18 @@ class MapLoss:
             in "auxiliary.0.dice".
 
         Raises:
-            UsageError: a class that the model does not have; maps and pictures that differ in number; weights for another
-                number of classes; Lovász over a batch of which this is a piece.
+            UsageError: a class that the model does not have; maps that are not of whole numbers; maps and pictures that
+                differ in number, or none; weights for another number of classes; Lovász over a batch of which this is a
+                piece, or a piece without the pixels of its batch.
         """
         count, classes = output.logits.shape[:2]
+        class_map = _whole(class_map)
+        if not count:
+            raise UsageError("A batch without any picture came, of which nothing can be learned.")
+        if pixels is None:
+            _without_pieces("pixels", pictures)
+            self._check(class_map, count, classes)
+            pixels = self.pixels_of(class_map)
         if _at_least_zero("pixels", pixels) == 0:
             pixels = 1.0
         if pictures is not None and _at_least_zero("pictures", pictures) == 0:
@@ -132,7 +145,7 @@ class MapLoss:
                 terms |= {name + loss: weight * term for loss, term in told.items()}
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
 
-    def _check(self, class_map: Int[Tensor, "b y x"], pictures: int, classes: int) -> None:
+    def _check(self, class_map: Int64[Tensor, "b y x"], pictures: int, classes: int) -> None:
         if len(class_map) != pictures:
             raise UsageError(f"{len(class_map)} class maps came for a batch of {pictures} pictures.")
         if self.class_weights is not None and len(self.class_weights) != classes:
@@ -146,7 +159,7 @@ class MapLoss:
             )
 
     def _terms(
-        self, logits: Float[Tensor, "b c _ _"], class_map: Int[Tensor, "b y x"], pixels: float, pictures: float
+        self, logits: Float[Tensor, "b c _ _"], class_map: Int64[Tensor, "b y x"], pixels: float, pictures: float
     ) -> dict[str, Float[Tensor, ""]]:
         """Every loss of one map, weighted."""
         logits = _precise(logits)
@@ -155,7 +168,7 @@ class MapLoss:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         logs = logits.log_softmax(1)
         labelled = class_map != self.ignore
-        known = class_map.where(labelled, 0).long()
+        known = class_map.where(labelled, 0)
         own = logs.gather(1, known[:, None])[:, 0].where(labelled, 0.0)
         weights = 1.0 if self.class_weights is None else logs.new_tensor(self.class_weights)[known]
         terms: dict[str, Tensor] = {}
@@ -182,6 +195,22 @@ def _at_least_zero(name: str, number: float) -> float:
     if real_number(name, number) < 0:
         raise UsageError(f"{name} must be at least 0; {number!r} came.")
     return float(number)
+
+
+def _whole(class_map: Tensor) -> Int64[Tensor, "b y x"]:
+    """A class map by which can be counted and looked up: numbers of eight bits without a sign would choose like a mask."""
+    if class_map.is_floating_point() or class_map.is_complex() or class_map.dtype == torch.bool:
+        raise UsageError(
+            f"A class map holds the number of each pixel's class, so whole numbers; {class_map.dtype} came. If these are "
+            "classes, turn them with .long()."
+        )
+    return class_map.long()
+
+
+def _without_pieces(name: str, pictures: float | None) -> None:
+    """Refuse a piece of a batch that does not say what the whole batch has."""
+    if pictures is not None:
+        raise UsageError(f"pictures= is for a piece of a batch, which needs the {name} of the whole batch too: {name}=….")
 
 
 def _precise(numbers: Tensor) -> Tensor:
@@ -288,7 +317,11 @@ class MaskLoss:
             whole_number("points", self.points)
 
     def __call__(
-        self, output: MaskOutput, targets: Sequence[Objects], objects: float, pictures: float | None = None
+        self,
+        output: MaskOutput,
+        targets: Sequence[Objects],
+        objects: float | None = None,
+        pictures: float | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Every term of the loss, weighted, and as "total" their sum.
 
@@ -296,7 +329,8 @@ class MaskLoss:
             output: the model's.
             targets: the objects of each of its pictures, with masks of the batch's height and width.
             objects: how many objects the whole batch has, those of other pieces and processes included; at least 1 is
-                taken. Of a batch in several processes whose gradients are averaged: their mean.
+                taken. None where `targets` are the whole batch. Of a batch in several processes whose gradients are
+                averaged: their mean.
             pictures: how many pictures this batch has, where `output` is a piece of it (likewise their mean over
                 processes). The losses of all pieces then add up to the loss of the batch, where all pixels are compared; at
                 points, where the same ones are drawn.
@@ -308,8 +342,11 @@ class MaskLoss:
         Raises:
             TrainingError: see `matching.match_masks` and `tasks.detection.matching.match`.
             UsageError: objects without masks, or with masks of different sizes; a network without the boxes to be learned;
-                numbers out of their range.
+                numbers out of their range; a piece of a batch without the objects of it.
         """
+        if objects is None:
+            _without_pieces("objects", pictures)
+            objects = sum(len(one.labels) for one in targets)
         objects = _at_least_zero("objects", objects)
         if pictures is not None:
             _at_least_zero("pictures", pictures)

@@ -178,8 +178,15 @@ class MapMetric:
             The confusion matrix of this picture alone, as in `MapScores`.
 
         Raises:
-            UsageError: maps of different sizes, or a number that is neither a class nor `ignore`. Nothing is counted then.
+            UsageError: maps of different sizes, maps that are not of whole numbers, or a number that is neither a class nor
+                `ignore`. Nothing is counted then.
         """
+        for what, numbers in (("what was said", said), ("the truth", truth)):
+            if not np.issubdtype(numbers.dtype, np.integer):
+                raise UsageError(
+                    f"Of {name}, {what} is a map of {numbers.dtype}; a class map holds the number of each pixel's class, so "
+                    "whole numbers. If these are classes, turn them with .astype(int)."
+                )
         if said.shape != truth.shape:
             raise UsageError(
                 f"Of {name}, {' × '.join(map(str, said.shape))} pixels were said, but it has "

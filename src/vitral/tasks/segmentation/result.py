@@ -21,7 +21,7 @@ from vitral.base.image import Picture
 from vitral.base.masks import Regions, boxes_of, encode_regions, encode_rle, mask_to_polygons, regions_of
 from vitral.base.numbers import all_finite, as_integer
 from vitral.errors import UnknownNameError, UsageError
-from vitral.tasks.ranked import Ranked
+from vitral.tasks.ranked import Ranked, kept, summary
 
 __all__ = ["Instances", "Panoptic", "Segment", "Segmentation"]
 
@@ -52,6 +52,11 @@ class Segmentation:
     ignore: int = 255
 
     def __post_init__(self) -> None:
+        if not np.issubdtype(self.class_map.dtype, np.integer):
+            raise UsageError(
+                f"The class map of {self.name} holds {self.class_map.dtype}. A pixel is of a class by its number, so whole "
+                "numbers are wanted."
+            )
         _same_size(self.name, self.size, "class map", self.class_map)
         if self.scores is not None:
             _same_size(self.name, self.size, "map of scores", self.scores)
@@ -67,7 +72,7 @@ class Segmentation:
         whole = max(self.class_map.size, 1)
         shown = [f"{label} {area / whole:.1%}" for label, area in zip(self.classes[:3], self.areas[:3], strict=True)]
         counted = f"{len(self.classes)} class{'' if len(self.classes) == 1 else 'es'}"
-        return f"Segmentation({_told(self.name, counted, shown, len(self.classes))})"
+        return f"Segmentation({summary(self.name, counted, shown, len(self.classes))})"
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -109,7 +114,7 @@ class Segmentation:
         Raises:
             UsageError: the picture was not kept.
         """
-        picture = _kept(self.name, self.picture)
+        picture = kept(self.name, self.picture)
         return draw_classes(picture.image, _laid(self.class_map, picture), self.labels, ignore=self.ignore)
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,7 +202,7 @@ class Segmentation:
         return Regions(values[order], areas[order], boxes[order])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Instances(Ranked):
     """The objects of one picture with their pixels, best first; those of one score stay in the order in which they came.
 
@@ -239,11 +244,6 @@ class Instances(Ranked):
         all_finite(f"scores of {self.name}", self.scores)
         self._put_in_order()
 
-    def __repr__(self) -> str:
-        shown = [f"{label} {score:.3f}" for label, score in zip(self.labels[:3], self.scores[:3], strict=True)]
-        counted = f"{len(self)} object{'' if len(self) == 1 else 's'}"
-        return f"Instances({_told(self.name, counted, shown, len(self))})"
-
     @cached_property
     def boxes(self) -> Float32[np.ndarray, "k 4"]:
         """Left, top, right and bottom of each object's pixels; four zeros where it has none."""
@@ -271,7 +271,7 @@ class Instances(Ranked):
         Raises:
             UsageError: the picture was not kept.
         """
-        picture = _kept(self.name, self.picture)
+        picture = kept(self.name, self.picture)
         rows = list(zip(self.labels, self.scores.tolist(), strict=True))
         if picture.image.size == self.size[::-1]:
             return draw_masks(picture.image, self.masks, rows, list(range(len(self))))
@@ -382,7 +382,7 @@ class Panoptic:
     def __repr__(self) -> str:
         shown = [f"{segment.label} {segment.score:.3f}" for segment in self.segments[:3]]
         counted = f"{len(self)} segment{'' if len(self) == 1 else 's'}"
-        return f"Panoptic({_told(self.name, counted, shown, len(self))})"
+        return f"Panoptic({summary(self.name, counted, shown, len(self))})"
 
     def mask(self, id: int) -> Bool[np.ndarray, "y x"]:
         """The pixels of a segment.
@@ -427,7 +427,7 @@ class Panoptic:
         Raises:
             UsageError: the picture was not kept.
         """
-        picture = _kept(self.name, self.picture)
+        picture = kept(self.name, self.picture)
         rows = {segment.id: (segment.label, segment.score) for segment in self.segments}
         return draw_segments(picture.image, _laid(self.segment_map, picture), rows)
 
@@ -503,12 +503,6 @@ def _same_size(name: str, size: tuple[int, int], what: str, array: np.ndarray) -
         )
 
 
-def _kept(name: str, picture: Picture | None) -> Picture:
-    if picture is None:
-        raise UsageError(f"The picture of {name} was not kept; predict it on its own, or stream with keep_pictures=True.")
-    return picture
-
-
 def _laid(numbers: Shaped[np.ndarray, "_ _"], picture: Picture) -> Shaped[np.ndarray, "_ _"]:
     """A map of the original as a map of the pixels that were decoded: for each of them the nearest number."""
     image = picture.image
@@ -533,8 +527,3 @@ def _category(index: int, categories: Sequence[int] | None, name: str) -> int:
     if not 0 <= index < len(categories):
         raise UsageError(f"Class {index} was found in {name}, but categories came for {len(categories)} classes only.")
     return int(categories[index])
-
-
-def _told(name: str, counted: str, shown: Sequence[str], count: int) -> str:
-    """What a result shows of itself: "p.jpg: 4 objects: dog 0.900, cat 0.500, cow 0.500, …"."""
-    return f"{name}: {counted}{': ' if shown else ''}{', '.join(shown)}{', …' if count > 3 else ''}"
