@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 import vitral
 from vitral.base.image import Picture
@@ -62,7 +64,8 @@ def answers(checkpoint: str) -> Image.Image:
     columns = []
     for place in range(4):
         picture = enlarged(scenes.read(place))
-        columns.append([picture.image, known(scenes, place, picture).draw(), predictor(picture.image).draw()])
+        there = known(scenes, place, picture)
+        columns.append([picture.image, there.draw(), numbered_as(there, predictor(picture.image)).draw()])
     return sheet(list(zip(*columns, strict=True)))
 
 
@@ -102,6 +105,26 @@ def known(scenes: PanopticSet, place: int, picture: Picture) -> Panoptic:
         )
     return Panoptic(
         picture.name, picture.size, segment_map.repeat(times, axis=0).repeat(times, axis=1), tuple(segments), picture
+    )
+
+
+def numbered_as(there: Panoptic, said: Panoptic) -> Panoptic:
+    """An answer whose segments have the numbers, and so the colours, of those that they cover most of; others new ones."""
+    masks = [[one.segment_map == segment.id for segment in one.segments] for one in (said, there)]
+    shared = [[float((own & true).sum() / (own | true).sum()) for true in masks[1]] for own in masks[0]]
+    number = {}
+    for own, true in zip(*linear_sum_assignment(np.array(shared).reshape(len(masks[0]), len(masks[1])), True), strict=True):
+        if shared[own][true] > 0.1:
+            number[said.segments[own].id] = there.segments[true].id
+    beyond = len(there.segments) + 1
+    for segment in said.segments:
+        beyond += number.setdefault(segment.id, beyond) == beyond
+    table = np.zeros(max(number, default=0) + 1, dtype=np.int32)
+    table[list(number)] = list(number.values())
+    return replace(
+        said,
+        segment_map=table[said.segment_map],
+        segments=tuple(replace(segment, id=number[segment.id]) for segment in said.segments),
     )
 
 

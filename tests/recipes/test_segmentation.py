@@ -23,7 +23,7 @@ from vitral.training.segmentation import Segmented
 from vitral.training.start import model_for
 
 SEGMENTERS = [name for name, function in RECIPES.items() if function().task == "segmentation"]
-THINGS = SyntheticScenes(count=4, size=(48, 64), shapes=("disc", "square"), number=(1, 2), with_masks=True)
+THINGS = SyntheticScenes(count=4, size=(48, 64), number=(1, 2), with_masks=True)
 MEASURES = {"semantic": "miou", "instance": "ap", "panoptic": "pq"}
 
 

@@ -355,6 +355,27 @@ def test_what_the_loss_would_refuse_is_refused_before() -> None:
     refused(replace(MAP, objective=MapLoss(ignore=3)), SCENES, "hold 255 where nothing is known; the recipe says ignore 3")
 
 
+def test_a_backbone_begins_with_that_of_another_segmenter(tmp_path: Path) -> None:
+    """A whole network may be given: its backbone is taken, wherever it lies in it."""
+    fields = {"backbone.block": "basic", "backbone.stem_width": 8, "backbone.stage_channels": (8, 8, 16, 16)}
+    fields |= {"backbone.depths": (1, 1, 1, 1)}
+    maps = model_for(
+        replace(MAP, model="semantic_fpn_r50", network=fields | {"pyramid_width": 8, "width": 8, "groups": 4}),
+        SCENES.classes,
+    )
+    save_model(maps, tmp_path / "maps")
+    masks = {"width": 16, "mask_width": 16, "heads": 2, "mlp_width": 16, "encoder_depth": 1, "encoder_mlp_width": 16}
+    recipe = replace(MASKS, model="mask2former_r50", network=fields | masks, seed=1)
+    own: Any = model_for(recipe, SCENES.classes)
+    begun: Any = model_for(replace(recipe, backbone=str(tmp_path / "maps")), SCENES.classes)
+    learned = maps.get_submodule("trunk.network").state_dict()
+    assert len(learned) > 50
+    for name, tensor in begun.trunk.network.state_dict().items():
+        assert torch.equal(tensor, learned[name]), name
+    assert not torch.equal(next(own.trunk.parameters()), next(begun.trunk.parameters()))
+    assert torch.equal(own.queries.weight, begun.queries.weight)
+
+
 def test_every_kind_of_network_has_a_usual_loss() -> None:
     losses = {
         name: usual_segment_loss(CATALOGUE[name].build)

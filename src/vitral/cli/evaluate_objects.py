@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -9,17 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitral.cli.show import columns, plain
+from vitral.cli.class_table import class_rows
+from vitral.cli.show import columns
 from vitral.data.objects import ObjectSet
 from vitral.tasks.detection.metrics import ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.evaluate_segments import SegmentEvaluation
 from vitral.training.object_page import object_evaluation_page
-from vitral.training.report import MANY
 
 __all__ = ["files", "show"]
 
-_EACH = 5  # best and worst classes, of many
 _NUMBERS = (
     ("AP", "ap"),
     ("AP at IoU .50", "ap50"),
@@ -48,21 +48,14 @@ def show(evaluation: ObjectEvaluation | SegmentEvaluation, console: Console) -> 
 
 
 def _classes(scores: ObjectScores) -> Table:
-    """Every class in the order of the set, or of many the worst and the best by average precision."""
+    """Average precision by class."""
     support = scores.support[:, 0]
-    there = np.flatnonzero(support).tolist()
+
+    def row(place: int) -> Iterator[str]:
+        yield f"{support[place]:,}"
+        for one in (scores.of_class(place)[key] for key in ("ap", "ap50")):
+            yield "–" if one is None else f"{100 * one:.1f}"
+
     table = columns("class", "objects", "AP", "AP50")
-    if len(there) > MANY:
-        order = sorted(there, key=lambda place: scores.of_class(place)["ap"] or 0.0)
-        chosen: list[int | None] = [*order[:_EACH], None, *order[-_EACH:]]
-    else:
-        chosen = [*there]
-    for place in chosen:
-        if place is None:
-            table.add_row(f"… {len(there) - 2 * _EACH:,} more …", style="bright_black")
-            continue
-        name = Text(plain(scores.classes[place]))
-        name.truncate(40, overflow="ellipsis")
-        own = [scores.of_class(place)[key] for key in ("ap", "ap50")]
-        table.add_row(name, f"{support[place]:,}", *("–" if one is None else f"{100 * one:.1f}" for one in own))
-    return table
+    there = np.flatnonzero(support).tolist()
+    return class_rows(table, scores.classes, there, lambda place: scores.of_class(place)["ap"] or 0.0, row)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitral.cli.show import columns, plain
+from vitral.cli.class_table import class_name, class_rows
+from vitral.cli.show import columns
 from vitral.data.pictures import PictureSet
 from vitral.training.evaluate import Evaluation
-from vitral.training.report import MANY, evaluation_page
+from vitral.training.report import evaluation_page
 
 __all__ = ["files", "show"]
 
-_EACH = 5  # best and worst classes, of many
 _CONFUSIONS = 5
 
 
@@ -59,7 +59,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
     if pairs:
         table = columns("commonest mistakes", "times", "of")
         for one in pairs:
-            names = Text(" → ").join(_named(evaluation, place, longest=22) for place in (one.true, one.said))
+            names = Text(" → ").join(class_name(evaluation.classes[place], longest=22) for place in (one.true, one.said))
             table.add_row(names, f"{one.count:,}", f"{evaluation.per_class.support[one.true]:,}")
         console.print()
         console.print(table)
@@ -84,26 +84,11 @@ def _numbers(evaluation: Evaluation) -> Table:
 def _classes(evaluation: Evaluation) -> Table:
     """Every class in the order of the model, or of many the worst and the best by recall."""
     found = evaluation.per_class
-    there = np.flatnonzero(found.support)
+    there = np.flatnonzero(found.support).tolist()
     table = columns("class", "pictures", "recall", "precision", "F1")
 
-    def add(places: Iterable[int]) -> None:
-        for place in places:
-            shares = (found.recall[place], found.precision[place], found.f1[place])
-            table.add_row(_named(evaluation, place), f"{found.support[place]:,}", *(f"{share:.1%}" for share in shares))
+    def row(place: int) -> Iterator[str]:
+        yield f"{found.support[place]:,}"
+        yield from (f"{share:.1%}" for share in (found.recall[place], found.precision[place], found.f1[place]))
 
-    if len(there) <= MANY:
-        add(there.tolist())
-        return table
-    order = there[np.argsort(found.recall[there], kind="stable")].tolist()
-    add(order[:_EACH])
-    table.add_row(f"… {len(order) - 2 * _EACH:,} more …", style="bright_black")
-    add(order[-_EACH:])
-    return table
-
-
-def _named(evaluation: Evaluation, place: int, *, longest: int = 40) -> Text:
-    """A class, whose name may be long, or hold what rich would take for markup."""
-    name = Text(plain(evaluation.classes[place]))
-    name.truncate(longest, overflow="ellipsis")
-    return name
+    return class_rows(table, evaluation.classes, there, lambda place: float(found.recall[place]), row)

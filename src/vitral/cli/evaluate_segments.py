@@ -10,17 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from vitral.cli import evaluate_objects
-from vitral.cli.show import columns, plain
+from vitral.cli.class_table import class_rows
+from vitral.cli.show import columns
 from vitral.data.segments import SegmentSet
 from vitral.tasks.detection.metrics import ObjectScores
 from vitral.tasks.segmentation.metrics import MapScores, PanopticScores
 from vitral.training.evaluate_segments import SegmentEvaluation
-from vitral.training.report import MANY
 from vitral.training.segment_page import segment_evaluation_page
 
 __all__ = ["files", "show"]
 
-_EACH = 5  # best and worst classes, of many
 _NUMBERS = (
     ("mean IoU", "miou"),
     ("pixels that are right", "pixel_accuracy"),
@@ -71,19 +70,13 @@ def _classes(scores: MapScores | PanopticScores) -> Table:
         each = [scores.of_class(place) for place in range(len(scores.classes))]
         value = np.array([-1.0 if one is None else one.pq for one in each])
     there = np.flatnonzero(value >= 0).tolist()
-    if len(there) > MANY:
-        order = sorted(there, key=lambda place: value[place])
-        chosen: list[int | None] = [*order[:_EACH], None, *order[-_EACH:]]
-    else:
-        chosen = [*there]
-    for place in chosen:
-        if place is None:
-            table.add_row(f"… {len(there) - 2 * _EACH:,} more …", style="bright_black")
-            continue
-        name = Text(plain(scores.classes[place]))
-        name.truncate(40, overflow="ellipsis")
-        table.add_row(name, *_counts(scores, place), f"{100 * value[place]:.1f}")
-    return table
+    return class_rows(
+        table,
+        scores.classes,
+        there,
+        lambda place: float(value[place]),
+        lambda place: (*_counts(scores, place), f"{100 * value[place]:.1f}"),
+    )
 
 
 def _counts(scores: MapScores | PanopticScores, place: int) -> Iterator[str]:

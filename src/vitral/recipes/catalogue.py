@@ -38,6 +38,7 @@ from vitral.recipes.segmentation import (
     penn_fudan,
     scratch_segmenter,
     synthetic_panoptic,
+    synthetic_semantic,
 )
 from vitral.recipes.usual import finetune, scratch
 from vitral.training.classification import ClassificationSubject
@@ -73,6 +74,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
         bccd,
         detr_coco,
         rtdetr_coco,
+        synthetic_semantic,
         synthetic_panoptic,
         camvid,
         penn_fudan,

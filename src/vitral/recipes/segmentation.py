@@ -7,6 +7,7 @@ from typing import Any
 
 from vitral.data.object_augment import ObjectAugmentation
 from vitral.data.segment_augment import SegmentAugmentation
+from vitral.data.synthetic import MATERIALS, SHAPES
 from vitral.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from vitral.recipes.miniature import SMALL_RESNET, TINY_RESNET, miniature
 from vitral.tasks.segmentation.loss import MASK2FORMER_LOSS, MapLoss, MaskLoss
@@ -22,6 +23,7 @@ __all__ = [
     "penn_fudan",
     "scratch_segmenter",
     "synthetic_panoptic",
+    "synthetic_semantic",
 ]
 
 # A Mask2Former of about a million parameters, which learns from nothing.
@@ -36,6 +38,8 @@ _SMALL = SMALL_RESNET | {
     "queries": 20,
     "canvas": None,
 }
+# The backbone of the drawn scenes: its first convolutions see more of an outline than one of 7 × 7.
+_SHAPES = SMALL_RESNET | {"backbone.stem": "deep"}
 # As narrow as networks can be: the whole way in seconds.
 _TINY_MASKS = TINY_RESNET | {
     "width": 16,
@@ -122,15 +126,52 @@ def scratch_segmenter(*, quick: bool = False) -> Recipe:
     )
 
 
+def synthetic_semantic(*, quick: bool = False) -> Recipe:
+    """Drawn shapes and the grounds they lie on, the class of every pixel, by a small semantic FPN within minutes on a CPU.
+
+    The story. Nothing is downloaded. A shape is known by its outline alone, whatever its colour, and that is hard to see at
+    first: shapes cover little of a scene, so that their pixels count eight times as much as those of grounds, and the
+    network learns three times as fast as others of this page. Its backbone then knows what `synthetic_panoptic` must know.
+
+    Command: `vitral train scenes --recipe synthetic_semantic --out shapes`.
+
+    Args:
+        quick: one pass by a narrower network, to see the whole way.
+    """
+    recipe = Recipe(
+        name="synthetic_semantic",
+        task="segmentation",
+        segments="semantic",
+        model="semantic_fpn_r50",
+        network=_SHAPES | {"pyramid_width": 48, "width": 48, "groups": 8},
+        image_size=(128, 128),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        epochs=12,
+        batch_size=16,
+        learning_rate=3e-3,
+        weight_decay=0.01,
+        warmup_epochs=1,
+        clip=1.0,
+        ema=0.998,
+        objective=MapLoss(class_weights=(8.0,) * len(SHAPES) + (1.0,) * len(MATERIALS)),
+        augment=ObjectAugmentation(resize="exact", flip=0.5, flip_vertical=0.5),
+        evaluate_every=4,
+        save_every=4,
+    )
+    return miniature(recipe, TINY_RESNET | {"pyramid_width": 8, "width": 8, "groups": 4}) if quick else recipe
+
+
 def synthetic_panoptic(*, quick: bool = False) -> Recipe:
     """Drawn shapes and the grounds they lie on, segment by segment, by a small Mask2Former within minutes on a CPU.
 
     The story. Nothing is downloaded: 2,000 scenes of 128 by 128 pixels are drawn as they are asked for, with the segment of
-    every pixel. A network of about a million parameters learns from nothing. Masks are compared at 512 points instead of
-    12,544 (Cheng et al. 2022, section 3.3): a picture of this size has only 1,024 cells. Where things are is learned long
-    before what they are, so that the class counts four times as much as published.
+    every pixel. Masks are compared at 512 points instead of 12,544 (Cheng et al. 2022, section 3.3): a picture of this size
+    has only 1,024 cells. Where things are is learned long before what they are, so that the class counts four times as much
+    as published, and the backbone begins with what `synthetic_semantic` has learned. Without `--backbone` it learns from
+    nothing: half the segments then have no right name after the same time.
 
-    Command: `vitral train scenes --recipe synthetic_panoptic --out run`.
+    Command: `vitral train scenes --recipe synthetic_panoptic --backbone shapes/best --out run`.
 
     Args:
         quick: one pass by a narrower network, to see the whole way.
@@ -140,13 +181,14 @@ def synthetic_panoptic(*, quick: bool = False) -> Recipe:
         task="segmentation",
         segments="panoptic",
         model="mask2former_r50",
-        network=_SMALL,
+        network=_SMALL | _SHAPES,
         image_size=(128, 128),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
-        epochs=18,
+        epochs=12,
         batch_size=16,
         learning_rate=1e-3,
+        backbone_rate=0.5,
         weight_decay=0.01,
         warmup_epochs=1,
         clip=0.5,
@@ -177,10 +219,10 @@ def camvid(*, quick: bool = False) -> Recipe:
         segments="semantic",
         model="segmenter_vit_ti16_mask",
         backbone="timm/deit_tiny_patch16_224.fb_in1k",
-        image_size=(288, 384),
+        image_size=(192, 256),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        epochs=30,
+        epochs=17,
         batch_size=8,
         learning_rate=1e-3,
         backbone_rate=0.25,
@@ -188,8 +230,8 @@ def camvid(*, quick: bool = False) -> Recipe:
         warmup_epochs=1,
         clip=1.0,
         ema=0.998,
-        objective=MapLoss(),
-        augment=SegmentAugmentation(),
+        objective=MapLoss(dice=1.0),
+        augment=SegmentAugmentation(scale=(0.75, 1.75)),
         evaluate_every=5,
         save_every=5,
     )
@@ -213,10 +255,10 @@ def penn_fudan(*, quick: bool = False) -> Recipe:
         segments="instance",
         model="mask2former_r50",
         network=_SMALL,
-        image_size=(256, 256),
+        image_size=(192, 192),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        epochs=120,
+        epochs=48,
         batch_size=8,
         learning_rate=1e-3,
         weight_decay=0.01,
@@ -227,8 +269,8 @@ def penn_fudan(*, quick: bool = False) -> Recipe:
         augment=ObjectAugmentation(
             resize="exact", iou_crop=0.5, brightness=0.15, contrast=0.3, saturation=0.3, hue=0.02, zoom_out=0.2
         ),
-        evaluate_every=10,
-        save_every=10,
+        evaluate_every=8,
+        save_every=8,
     )
     return miniature(recipe, _TINY_MASKS) if quick else recipe
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import PurePath
 
@@ -16,11 +16,11 @@ from vitral.data.objects import ObjectSet
 from vitral.errors import PictureError, UsageError
 from vitral.tasks.detection.metrics import RECALLS, JudgedBy, Miss, ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
-from vitral.training.report import MANY
+from vitral.training.page_parts import MANY, counted, left_out, ranked
 
 __all__ = ["object_evaluation_page"]
 
-_EACH = 10  # best and worst classes, of many
+_CONFUSIONS = 20
 _CHARTS = 6  # classes with a chart of their own
 _SIDE = 192  # pixels of a cut-out on the page
 _AROUND = 0.35  # of a box's longer side is shown on each side of it
@@ -58,9 +58,9 @@ def object_evaluation_page(
         page.section("Class by class", *_classes(scores)),
         page.section("What it takes for what", *_taken_for(scores, by)),
         *([] if objects is None else _mistakes(scores, objects, by)),
-        _skipped(evaluation),
-        lead=f"{evaluation.model}, asked about the {_counted(len(evaluation), 'picture')} of {evaluation.data}, which show "
-        f"{_counted(total, 'object')} of {_counted(int((scores.support[:, 0] > 0).sum()), 'class', 'classes')}.",
+        left_out(evaluation.skipped),
+        lead=f"{evaluation.model}, asked about the {counted(len(evaluation), 'picture')} of {evaluation.data}, which show "
+        f"{counted(total, 'object')} of {counted(int((scores.support[:, 0] > 0).sum()), 'class', 'classes')}.",
         foot="This page fetches nothing.",
     )
 
@@ -178,31 +178,15 @@ def _classes(scores: ObjectScores) -> list[str]:
     found = scores.precision[:, :, :, 0].mean((0, 1))
     order = there[np.argsort(-found[there], kind="stable")].tolist()
 
-    def rows(places: Iterable[int]) -> str:
-        return page.bars(
-            (
-                scores.classes[place],
-                float(found[place]),
-                f"{100 * found[place]:.1f} · at .50 {100 * scores.precision[0, :, place, 0].mean():.1f} · "
-                f"{_counted(int(scores.support[place, 0]), 'object')}",
-            )
-            for place in places
-        )
+    def row(place: int) -> tuple[str, float, str]:
+        half, objects = 100 * scores.precision[0, :, place, 0].mean(), counted(int(scores.support[place, 0]), "object")
+        return scores.classes[place], float(found[place]), f"{100 * found[place]:.1f} · at .50 {half:.1f} · {objects}"
 
     absent = len(scores.classes) - len(there)
     told = page.paragraph("Average precision over IoU .50 to .95, beside it that at .50, and how many objects there are.")
-    left_out = f"{_counted(absent, 'class has', 'classes have')} no objects here, and count for nothing."
-    parts = [told, *([page.paragraph(left_out, kind="quiet")] if absent else [])]
-    if len(order) <= MANY:
-        return [*parts, rows(order)]
-    return [
-        *parts,
-        page.paragraph("Found best:"),
-        rows(order[:_EACH]),
-        page.paragraph("Found worst:"),
-        rows(order[: -_EACH - 1 : -1]),
-        page.details(f"All {len(order):,} classes, the best first", rows(order)),
-    ]
+    missing = f"{counted(absent, 'class has', 'classes have')} no objects here, and count for nothing."
+    parts = [told, *([page.paragraph(missing, kind="quiet")] if absent else [])]
+    return [*parts, *ranked(order, row, ("Found best:", "Found worst:"), "the best")]
 
 
 def _taken_for(scores: ObjectScores, by: JudgedBy) -> list[str]:
@@ -210,10 +194,10 @@ def _taken_for(scores: ObjectScores, by: JudgedBy) -> list[str]:
     counts, classes = scores.confusion, len(scores.classes)
     right, total = int(np.trace(counts[:-1, :-1])), int(counts[:-1].sum())
     missed, false = int(counts[:-1, -1].sum()), int(counts[-1].sum())
-    more = _counted(false, f"more {_ONE[by]} is", f"more {by} are")
+    more = counted(false, f"more {_ONE[by]} is", f"more {by} are")
     told = page.paragraph(
         f"{by.capitalize()} count from a score of {scores.threshold:.0%}, on an object from IoU {scores.overlap:.2f}. Of "
-        f"{_counted(total, 'object')}, {right:,} are found and named rightly, {total - right - missed:,} are taken for "
+        f"{counted(total, 'object')}, {right:,} are found and named rightly, {total - right - missed:,} are taken for "
         f"another class and {missed:,} are missed; {more} on nothing, or on an object that was found already."
     )
     if classes <= MANY:
@@ -224,7 +208,7 @@ def _taken_for(scores: ObjectScores, by: JudgedBy) -> list[str]:
             page.paragraph("Rows are what is there, columns what was found. Off the diagonal are the mistakes."),
             _table(counts[used][:, used], labels),
         ]
-    pairs = scores.confusions(2 * _EACH)
+    pairs = scores.confusions(_CONFUSIONS)
     if not pairs:
         return [told]
     rows = [
@@ -342,13 +326,3 @@ def _cut_out(picture: Picture, miss: Miss) -> Image.Image:
         pen.rectangle((left - 1, top - 1, max(right, left) + 1, max(bottom, top) + 1), outline=_HALO, width=6)
         pen.rectangle((left, top, max(right, left), max(bottom, top)), outline=colour, width=4)
     return image
-
-
-def _skipped(evaluation: ObjectEvaluation) -> str:
-    if not evaluation.skipped:
-        return ""
-    return page.details(f"{_counted(len(evaluation.skipped), 'picture')} left out", *map(page.paragraph, evaluation.skipped))
-
-
-def _counted(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"

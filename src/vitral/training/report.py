@@ -21,11 +21,9 @@ from vitral.base import page
 from vitral.data.pictures import PictureSet
 from vitral.errors import PictureError, UsageError
 from vitral.training.evaluate import Evaluation
+from vitral.training.page_parts import MANY, counted, left_out, ranked
 
-__all__ = ["MANY", "MOST_POINTS", "evaluation_page", "training_page"]
-
-MANY = 20
-"""Classes: where there are more, pages and tables show the best, the worst and the most confused instead of all."""
+__all__ = ["MOST_POINTS", "evaluation_page", "training_page"]
 
 MOST_POINTS = 1000
 """Points of a line: a screen has no more columns, and the page stays small."""
@@ -35,7 +33,7 @@ _LONGEST = 128  # pixels of a picture on the page
 _SMALL = 64  # pixels: what is no larger is kept without loss and shown with hard edges
 _FEW = 60  # steps that need no smoothing
 _WINDOW = 40  # a smoothed line is a mean over this part of it
-_EACH = 10  # best and worst classes, of many
+_CONFUSIONS = 20
 _MEASURED = {
     "Held-out accuracy": {"top1": "top-1", "top5": "top-5"},
     "Held-out average precision": {"ap": "AP", "ap50": "AP50", "ap75": "AP75"},
@@ -103,7 +101,7 @@ def evaluation_page(evaluation: Evaluation, pictures: PictureSet | None = None, 
     return page.document(
         title or _headline(evaluation),
         *_parts(evaluation, pictures),
-        lead=f"{evaluation.model}, asked about the {_counted(len(evaluation), 'picture')} of {evaluation.data}.",
+        lead=f"{evaluation.model}, asked about the {counted(len(evaluation), 'picture')} of {evaluation.data}.",
         foot="This page fetches nothing.",
     )
 
@@ -130,7 +128,7 @@ def _training_lead(name: str, rows: Sequence[Mapping[str, Any]], steps: list[Any
     """How long it went on, in a sentence."""
     passes = f"{round(epochs[-1]['epoch'], 1):g}" if epochs else ""
     went = [
-        _counted(int(steps[-1]["step"]), "step") if steps else "",
+        counted(int(steps[-1]["step"]), "step") if steps else "",
         f"{passes} {'epoch' if passes == '1' else 'epochs'}" if passes else "",
     ]
     seconds = max((row["seconds"] for row in rows if _is_number(row.get("seconds"))), default=0.0)
@@ -164,7 +162,7 @@ def _curves(steps: list[Mapping[str, Any]], epochs: list[Mapping[str, Any]]) -> 
     charts, remarks = [], []
     x, y, odd = _points(steps or epochs, "step" if steps else "epoch", "loss")
     if odd:
-        remarks.append(f"Left out of the line, as no finite numbers: {_counted(odd, 'loss', 'losses')}.")
+        remarks.append(f"Left out of the line, as no finite numbers: {counted(odd, 'loss', 'losses')}.")
     if y:
         lines, said = _smoothed("training", x, y)
         remarks += said
@@ -301,7 +299,7 @@ def _parts(evaluation: Evaluation, pictures: PictureSet | None) -> list[str]:
         page.section("What it takes for what", *_taken_for(evaluation)),
         page.section("Class by class", *_classes(evaluation)),
         "" if pictures is None else _mistakes(evaluation, pictures),
-        _skipped(evaluation),
+        left_out(evaluation.skipped),
     ]
 
 
@@ -380,7 +378,7 @@ def _calibration(evaluation: Evaluation) -> list[str]:
 
 
 def _taken_for(evaluation: Evaluation) -> list[str]:
-    pairs = evaluation.confusions(_EACH * 2)
+    pairs = evaluation.confusions(_CONFUSIONS)
     if not pairs:
         return [page.paragraph("Nothing: every answer is right.")]
     if len(evaluation.classes) <= MANY:
@@ -412,30 +410,15 @@ def _classes(evaluation: Evaluation) -> list[str]:
     there = np.flatnonzero(table.support)
     order = there[np.argsort(table.recall[there], kind="stable")].tolist()
 
-    def rows(places: Iterable[int]) -> str:
-        return page.bars(
-            (
-                evaluation.classes[place],
-                float(table.recall[place]),
-                f"{table.recall[place]:.0%} of {table.support[place]:,} · precision {table.precision[place]:.0%}",
-            )
-            for place in places
-        )
+    def row(place: int) -> tuple[str, float, str]:
+        recall, of = float(table.recall[place]), f"{table.support[place]:,} · precision {table.precision[place]:.0%}"
+        return evaluation.classes[place], recall, f"{recall:.0%} of {of}"
 
     told = page.paragraph(
         "How many pictures of a class are found (recall), and beside it how many of the answers of that name are true "
         "(precision)."
     )
-    if len(order) <= MANY:
-        return [told, rows(order)]
-    return [
-        told,
-        page.paragraph("Found worst:"),
-        rows(order[:_EACH]),
-        page.paragraph("Found best:"),
-        rows(order[: -_EACH - 1 : -1]),
-        page.details(f"All {len(order):,} classes, the worst first", rows(order)),
-    ]
+    return [told, *ranked(order, row, ("Found worst:", "Found best:"), "the worst")]
 
 
 def _mistakes(evaluation: Evaluation, pictures: PictureSet) -> str:
@@ -452,7 +435,7 @@ def _mistakes(evaluation: Evaluation, pictures: PictureSet) -> str:
             lost.append(str(error))
     shown = "All of them, the" if len(worst) == total else f"Those {len(worst)} it was surest of, the"
     return page.section(
-        f"{_counted(total, 'mistake')} in {_counted(len(evaluation), 'picture')}",
+        f"{counted(total, 'mistake')} in {counted(len(evaluation), 'picture')}",
         page.paragraph(
             f"{shown} surest first: what it is → what was said, how sure that was, and how much it gave the truth."
         ),
@@ -480,21 +463,11 @@ def _tile(evaluation: Evaluation, pictures: PictureSet, row: int, classes: Seque
     )
 
 
-def _skipped(evaluation: Evaluation) -> str:
-    if not evaluation.skipped:
-        return ""
-    return page.details(f"{_counted(len(evaluation.skipped), 'picture')} left out", *map(page.paragraph, evaluation.skipped))
-
-
 def _short(classes: Sequence[str]) -> list[str]:
     """Of each label that lists several names, the first, where no other class is called so."""
     first = [name.split(",")[0].strip() for name in classes]
     times = Counter(first)
     return [short if short and times[short] == 1 else name for short, name in zip(first, classes, strict=True)]
-
-
-def _counted(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from html import escape
 from pathlib import PurePath
@@ -22,11 +22,10 @@ from vitral.tasks.segmentation.result import Panoptic, Segmentation
 from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.evaluate_segments import SegmentEvaluation, Worst
 from vitral.training.object_page import object_evaluation_page
-from vitral.training.report import MANY
+from vitral.training.page_parts import MANY, counted, left_out, ranked
 
 __all__ = ["segment_evaluation_page"]
 
-_EACH = 10  # best and worst classes, of many
 _CONFUSIONS = 20
 _SIDE = 320  # pixels of a picture on the page
 _COVER = 0.72  # of a colour over the picture
@@ -77,8 +76,8 @@ def segment_evaluation_page(evaluation: SegmentEvaluation, pictures: SegmentSet 
         title or heading,
         *said,
         "" if pictures is None else _worst(evaluation, pictures),
-        _skipped(evaluation),
-        lead=f"{evaluation.model}, asked about the {_counted(len(evaluation), 'picture')} of {evaluation.data}.",
+        left_out(evaluation.skipped),
+        lead=f"{evaluation.model}, asked about the {counted(len(evaluation), 'picture')} of {evaluation.data}.",
         foot="This page fetches nothing.",
         style=_STYLE,
     )
@@ -144,29 +143,16 @@ def _classes_of_pixels(scores: MapScores) -> list[str]:
         page.paragraph(
             "IoU, beside it how many of the class's pixels are found, and how many of all labelled pixels are of the class."
         ),
-        *_ranked(there[np.argsort(-scores.iou[there], kind="stable")].tolist(), row, len(scores.classes)),
+        *_best_first(there[np.argsort(-scores.iou[there], kind="stable")].tolist(), row, len(scores.classes)),
     ]
 
 
-def _ranked(order: Sequence[int], row: Any, classes: int) -> list[str]:
-    """Bars of all classes, best first; of many the best and the worst."""
-
-    def bars(places: Iterable[int]) -> str:
-        return page.bars([row(place) for place in places])
-
+def _best_first(order: Sequence[int], row: Callable[[int], tuple[str, float, str]], classes: int) -> list[str]:
+    """Bars of all classes, and how many have none."""
     absent = classes - len(order)
-    left_out = f"{_counted(absent, 'class is', 'classes are')} nowhere here, nor said anywhere."
-    parts = [page.paragraph(left_out, kind="quiet")] if absent else []
-    if len(order) <= MANY:
-        return [*parts, bars(order)]
-    return [
-        *parts,
-        page.paragraph("Best:"),
-        bars(order[:_EACH]),
-        page.paragraph("Worst:"),
-        bars(order[: -_EACH - 1 : -1]),
-        page.details(f"All {len(order):,} classes, the best first", bars(order)),
-    ]
+    missing = f"{counted(absent, 'class is', 'classes are')} nowhere here, nor said anywhere."
+    parts = [page.paragraph(missing, kind="quiet")] if absent else []
+    return [*parts, *ranked(order, row, ("Best:", "Worst:"), "the best")]
 
 
 def _taken_for(scores: MapScores) -> list[str]:
@@ -242,7 +228,7 @@ def _classes_of_segments(scores: PanopticScores) -> list[str]:
         places = np.flatnonzero(own & (scores.found + scores.wrong + scores.missed > 0)).tolist()
         if places:
             order = sorted(places, key=lambda place: -row(place)[1])
-            parts += [page.paragraph(heading), *_ranked(order, row, int(own.sum()))]
+            parts += [page.paragraph(heading), *_best_first(order, row, int(own.sum()))]
     return parts
 
 
@@ -382,16 +368,6 @@ def _painted(image: Image.Image, of: _Map, colours: UInt8[np.ndarray, "c 3"]) ->
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def _skipped(evaluation: SegmentEvaluation) -> str:
-    if not evaluation.skipped:
-        return ""
-    return page.details(f"{_counted(len(evaluation.skipped), 'picture')} left out", *map(page.paragraph, evaluation.skipped))
-
-
 def _share(share: float) -> str:
     """A share in percent; a small one is not written as none."""
     return "< 0.1 %" if 0 < share < 0.001 else f"{share:.1%}"
-
-
-def _counted(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"

@@ -57,6 +57,8 @@ def model_for(recipe: Recipe, classes: tuple[str, ...]) -> Network:
 def _begin_with(model: Any, source: str) -> None:
     """Give a network's backbone the weights of a checkpoint, whose classifier is left behind.
 
+    Where the checkpoint is of a network that has itself a backbone of that kind, it is that one's.
+
     Raises:
         UsageError: the network has no backbone, or one of another shape.
     """
@@ -65,6 +67,9 @@ def _begin_with(model: Any, source: str) -> None:
         raise UsageError(f"{type(model).__name__} has no backbone that could begin with the weights of {source}.")
     backbone: Any = found[1]
     learned: Any = load_model(source)
+    within = backbone_of(learned)
+    if within is not None and type(learned) is not type(backbone):
+        learned = within[1]
     size = backbone.config.image_size
     if learned.config.image_size != size and learned.tables_at(learned.config.grid_of(size)):
         learned = learned.resized(size)  # positions are carried over to the other grid
