@@ -99,9 +99,9 @@ _CONTESTS = {
         recipe=camvid(),
         rivals={
             "segmenter": {},
-            "setr": {"model": "setr_pup_b16", "network": _DEIT_TINY | {"levels": (2, 5, 8, 11), "decoder_width": 96}},
+            "setr": {"model": "setr_pup_b16", "network": _DEIT_TINY | {"levels": (2, 5, 8, 11), "decoder_width": 64}},
             "segformer": {"model": "segformer_b0", **_NOTHING},
-            "unet": {"model": "unet", "network": {"stage_channels": (24, 48, 96, 192, 384)}, **_NOTHING},
+            "unet": {"model": "unet", "network": {"stage_channels": (16, 32, 64, 128, 256)}, **_NOTHING},
         },
         judge=_roads,
         held_out=0.2,

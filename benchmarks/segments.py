@@ -64,8 +64,8 @@ def answers(checkpoint: str) -> Image.Image:
     columns = []
     for place in range(4):
         picture = enlarged(scenes.read(place))
-        there = known(scenes, place, picture)
-        columns.append([picture.image, there.draw(), numbered_as(there, predictor(picture.image)).draw()])
+        both = in_one_order(known(scenes, place, picture), cast(Panoptic, predictor(picture.image)))
+        columns.append([picture.image, *(one.draw() for one in both)])
     return sheet(list(zip(*columns, strict=True)))
 
 
@@ -108,23 +108,16 @@ def known(scenes: PanopticSet, place: int, picture: Picture) -> Panoptic:
     )
 
 
-def numbered_as(there: Panoptic, said: Panoptic) -> Panoptic:
-    """An answer whose segments have the numbers, and so the colours, of those that they cover most of; others new ones."""
-    masks = [[one.segment_map == segment.id for segment in one.segments] for one in (said, there)]
-    shared = [[float((own & true).sum() / (own | true).sum()) for true in masks[1]] for own in masks[0]]
-    number = {}
-    for own, true in zip(*linear_sum_assignment(np.array(shared).reshape(len(masks[0]), len(masks[1])), True), strict=True):
-        if shared[own][true] > 0.1:
-            number[said.segments[own].id] = there.segments[true].id
-    beyond = len(there.segments) + 1
-    for segment in said.segments:
-        beyond += number.setdefault(segment.id, beyond) == beyond
-    table = np.zeros(max(number, default=0) + 1, dtype=np.int32)
-    table[list(number)] = list(number.values())
-    return replace(
-        said,
-        segment_map=table[said.segment_map],
-        segments=tuple(replace(segment, id=number[segment.id]) for segment in said.segments),
+def in_one_order(there: Panoptic, said: Panoptic) -> tuple[Panoptic, Panoptic]:
+    """What is there and what was said, those that lie on each other first: a segment's place decides upon its colour."""
+    masks = [[one.segment_map == segment.id for segment in one.segments] for one in (there, said)]
+    shared = np.array([[(true & own).sum() / (true | own).sum() for own in masks[1]] for true in masks[0]])
+    pairs = zip(*linear_sum_assignment(shared.reshape(len(masks[0]), len(masks[1])), maximize=True), strict=True)
+    first = [(true, own) for true, own in pairs if shared[true, own] > 0.1]
+    orders = [dict.fromkeys(column) for column in zip(*first, strict=True)] or [{}, {}]
+    return tuple(  # type: ignore[return-value]
+        replace(one, segments=tuple(one.segments[place] for place in order | dict.fromkeys(range(len(one.segments)))))
+        for one, order in zip((there, said), orders, strict=True)
     )
 
 

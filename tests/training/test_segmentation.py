@@ -62,6 +62,7 @@ MAP = replace(
     warmup_epochs=0,
     clip=None,
     ema=None,
+    objective=MapLoss(),
     augment=STILL,
 )
 MASKS = replace(

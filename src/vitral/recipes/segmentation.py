@@ -169,7 +169,7 @@ def synthetic_panoptic(*, quick: bool = False) -> Recipe:
     every pixel. Masks are compared at 512 points instead of 12,544 (Cheng et al. 2022, section 3.3): a picture of this size
     has only 1,024 cells. Where things are is learned long before what they are, so that the class counts four times as much
     as published, and the backbone begins with what `synthetic_semantic` has learned. Without `--backbone` it learns from
-    nothing: half the segments then have no right name after the same time.
+    nothing, and calls three things of four by a wrong name after a quarter of an hour.
 
     Command: `vitral train scenes --recipe synthetic_panoptic --backbone shapes/best --out run`.
 
