@@ -286,19 +286,28 @@ def label_pairs(source: Source, folder: str | None = None) -> Pairs | None:
         folder: the only folder that label files are taken from, where there are several for a picture.
 
     Raises:
-        UsageError: several label files for one picture; the folder is not there; two pictures of one name.
+        UsageError: several label files for one picture; the folder is not there; two pictures of one name, where any has
+            a label file.
     """
     if folder is not None:
         folder = posixpath.normpath(folder)
         if not any(name.startswith(f"{folder}/") for name in source.tree.files):
             raise UsageError(f"{source.shown} has no folder {folder!r} with label files.")
-    pictures, labels = _sorted_out(source, folder)
+    named, labels = _sorted_out(source, folder)
     ended: dict[_Key, list[str]] = defaultdict(list)
     for (rest, stem), names in labels.items():
         ended[rest, _ENDINGS.sub("", stem)] += names
-    matched = {key: _chosen(labels.get(key) or ended[key], source) for key in pictures if key in labels or key in ended}
-    if not matched:
+    labelled = {key: labels.get(key) or ended[key] for key in named if key in labels or key in ended}
+    if not labelled:
         return None
+    for first, *others in named.values():
+        if others:
+            raise UsageError(
+                f"{source.shown} holds {first!r} and {others[0]!r}, two pictures of one name, so that nobody can tell "
+                "which of them labels are for. Rename one."
+            )
+    pictures = {key: name for key, (name,) in named.items()}
+    matched = {key: _chosen(names, source) for key, names in labelled.items()}
     used = frozenset(matched.values())
     lonely = sorted(
         name for names in labels.values() for name in names if name not in used and not _training_twin(name, used)
@@ -312,11 +321,11 @@ def label_pairs(source: Source, folder: str | None = None) -> Pairs | None:
     return _by_folders(source, pictures, matched, {}, lonely)
 
 
-def _sorted_out(source: Source, only: str | None) -> tuple[dict[_Key, str], dict[_Key, list[str]]]:
+def _sorted_out(source: Source, only: str | None) -> tuple[dict[_Key, list[str]], dict[_Key, list[str]]]:
     """All pictures, and all label files, by what they have in common."""
     folders = frozenset(above for name in source.tree.files for above in _above(posixpath.dirname(name)))
     roles = {folder: _role(folder, folders) for folder in {posixpath.dirname(name) for name in source.tree.files}}
-    pictures: dict[_Key, str] = {}
+    pictures: dict[_Key, list[str]] = defaultdict(list)
     labels: dict[_Key, list[str]] = defaultdict(list)
     for name in filter(is_picture, source.tree.files):
         folder, base = posixpath.split(name)
@@ -328,13 +337,7 @@ def _sorted_out(source: Source, only: str | None) -> tuple[dict[_Key, str], dict
             if (only is None or name.startswith(f"{only}/")) and not _PASSED_OVER.search(stem):
                 labels[rest, stem].append(name)
             continue
-        key = rest, re.sub(r"_leftImg8bit$", "", stem)
-        if key in pictures:
-            raise UsageError(
-                f"{source.shown} holds {pictures[key]!r} and {name!r}, two pictures of one name, so that nobody can tell "
-                "which of them labels are for. Rename one."
-            )
-        pictures[key] = name
+        pictures[rest, re.sub(r"_leftImg8bit$", "", stem)].append(name)
     return pictures, labels
 
 

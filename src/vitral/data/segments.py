@@ -21,7 +21,6 @@ splits' `assumes` says it in a sentence.
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,11 +35,10 @@ from vitral.data.coco import holds_coco
 from vitral.data.instance_maps import InstanceMaps, holds_instances, only_class
 from vitral.data.label_files import Pair, Pairs, label_pairs
 from vitral.data.listed import with_held_out
-from vitral.data.object_source import Problem, Source, is_picture, open_source
+from vitral.data.object_source import Problem, Source, open_source
 from vitral.data.objects import Annotations, BadObjects, ListedObjects, ObjectSet, formats_in, read_objects
 from vitral.data.panoptic import PanopticDraft, PanopticMaps, SegmentTable, holds_panoptic, read_panoptic
 from vitral.data.synthetic import SCENES, SegmentedScenes, drawn_scenes
-from vitral.data.tree import Tree
 from vitral.errors import UnknownNameError, UsageError
 
 __all__ = [
@@ -221,24 +219,7 @@ def known_of(path: str | os.PathLike[str]) -> Known:
         return "segments"
     if formats_in(source):
         return "objects"
-    return "segments" if _has_segments(source) else "classes"
-
-
-def _has_segments(source: Source) -> bool:
-    """Whether a folder or an archive says something of pixels.
-
-    Raises:
-        UsageError: it has label files, and nobody can tell which pictures they are for.
-    """
-    try:
-        return bool(_kinds(source)[0])
-    except UsageError:
-        # Two pictures of one name, such as 0.jpg and 0.png, are nobody's trouble where no label file is for one of them:
-        # a folder of pictures may be called as those are called that have label files beside them.
-        one_each = {posixpath.splitext(name)[0]: name for name in filter(is_picture, source.tree.files)}
-        if label_pairs(replace(source, tree=Tree(tuple(one_each.values()), source.tree.folders))) is None:
-            return False
-        raise
+    return "segments" if _kinds(source)[0] else "classes"
 
 
 def segment_kinds(path: str | os.PathLike[str]) -> tuple[SegmentKind, ...]:
