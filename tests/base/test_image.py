@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from vitral.base.image import Picture, read_picture
+from vitral.base.image import Picture, read_header, read_picture
 from vitral.errors import FetchError, PictureError, UsageError
 
 Array = np.ndarray[Any, Any]
@@ -383,6 +383,41 @@ def test_other_formats_are_read_whole(kind: str) -> None:
 def test_a_pillow_image_of_the_callers_is_not_reduced() -> None:
     image = Image.open(io.BytesIO(encoded(photograph(100, 200), "JPEG")))
     assert read_picture(image, at_least=(5, 5)).image.size == image.size == (200, 100)
+
+
+# -- headers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_header_tells_how_a_picture_lies(turn: int, tmp_path: Path) -> None:
+    data = with_orientation(photograph(24, 40), turn, "PNG")
+    path = tmp_path / "photo.png"
+    path.write_bytes(data)
+    for source in (data, path, str(path)):
+        header = read_header(source)
+        assert (header.stored, header.orientation, header.mode) == ((24, 40), turn, "RGB")
+        assert header.size == read_picture(source).size
+
+
+def test_a_header_is_read_without_the_picture() -> None:
+    assert read_header(encoded(photograph(24, 40), "JPEG")[:700]).size == (24, 40)
+    assert read_header(png_header(60_000, 60_000)).size == (60_000, 60_000)
+    assert read_header(encoded(Image.new("I;16", (5, 3)))).mode == "I;16"
+    assert read_header(np.zeros((3, 5), dtype=np.uint8)).mode == "L"
+
+
+def test_headers_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encoded(photograph(24, 40))[:20])
+    with pytest.raises(PictureError, match=r"the one.*Did you mean 'photo.png'"):
+        read_header(tmp_path / "photos.png", name="the one")
+    with pytest.raises(PictureError, match="Its header could not be read"):
+        read_header(tmp_path / "photo.png")
+    with pytest.raises(PictureError, match="no picture in a format read here"):
+        read_header(b"Dear picture, where are you?")
+    with pytest.raises(PictureError, match="cannot be opened"):
+        read_header(tmp_path)
+    with pytest.raises(UsageError, match="not from BytesIO"):
+        read_header(io.BytesIO(b""))
 
 
 # -- what is no picture -----------------------------------------------------------------------------------------------

@@ -52,6 +52,21 @@ def test_json_lines_carry_the_scores(vitral: Vitral, checkpoint: Path, pictures:
     assert "großer Bär" in ran.stdout
 
 
+def test_classes_are_called_as_a_file_says(vitral: Vitral, checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    ask = ("predict", pictures / "a.png", "--model", checkpoint, "--json")
+    usual = lines_of(vitral(*ask).stdout)[0]["classes"]
+    (tmp_path / "names.txt").write_text("\ufeffeins\r\nzwei\r\ndrei \r\n\r\n", encoding="utf-8")
+    named = lines_of(vitral(*ask, "--class-names", tmp_path / "names.txt").stdout)[0]["classes"]
+    assert [row["label"] for row in named] == [("eins", "zwei", "drei")[row["index"]] for row in usual]
+    assert [row["score"] for row in named] == [row["score"] for row in usual]
+    for text, sentence in (("eins\nzwei\n", "knows 3 classes, and 2"), ("eins\n\ndrei\n", "none of them empty")):
+        (tmp_path / "names.txt").write_text(text)
+        assert sentence in vitral(*ask, "--class-names", tmp_path / "names.txt").stderr
+    assert "There is no file" in vitral(*ask, "--class-names", tmp_path / "nothing.txt").stderr
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\xfa")
+    assert "a name on each line" in vitral(*ask, "--class-names", tmp_path / "names.txt").stderr
+
+
 def test_a_folder_with_a_broken_picture(vitral: Vitral, checkpoint: Path, pictures: Path) -> None:
     ran = vitral("predict", pictures, "--model", checkpoint, "--json", "--top-k", 1, "--batch-size", 2)
     assert ran.exit_code == 1

@@ -41,7 +41,7 @@ from PIL import (
 from vitral.base.fetch import fetch
 from vitral.errors import FetchError, PictureError, UsageError
 
-__all__ = ["MAX_PIXELS", "PICTURE_SUFFIXES", "Picture", "PictureSource", "read_picture"]
+__all__ = ["MAX_PIXELS", "PICTURE_SUFFIXES", "Header", "Picture", "PictureSource", "read_header", "read_picture"]
 
 _COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 PICTURE_SUFFIXES = frozenset((*_COMMON, ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".avif", ".jp2"))
@@ -108,6 +108,26 @@ class Picture:
         array = np.asarray(self.image)
         array.flags.writeable = False
         return array
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture says of itself before anything is decoded.
+
+    Attributes:
+        stored: (height, width) as it is stored, in pixels.
+        orientation: how EXIF turns it upright, 1 to 8 (EXIF 2.32, section 4.6.4 A, tag 274); 1: not at all.
+        mode: what a pixel is, as Pillow calls it: "RGB", "L", "P", "I;16" and so on.
+    """
+
+    stored: tuple[int, int]
+    orientation: int
+    mode: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture, in pixels."""
+        return self.stored[::-1] if self.orientation in _SIDEWAYS else self.stored
 
 
 @runtime_checkable
@@ -209,6 +229,45 @@ def read_picture(
         f"A picture cannot be read from {type(source).__name__}. Pass a path, an address, bytes, an open file, "
         "a Pillow image, a numpy array or a torch tensor."
     )
+
+
+def read_header(source: PictureSource, *, name: str | None = None) -> Header:
+    """Read what a picture says of itself, and decode nothing.
+
+    Args:
+        source: a path, the bytes of a picture file, or a numpy array (y, x) or (y, x, c).
+        name: what to call it in messages, instead of its path or "<bytes>".
+
+    Raises:
+        PictureError: it is not there, or no picture in a format read here.
+        UsageError: a source of another type.
+    """
+    if isinstance(source, np.ndarray):
+        return Header((source.shape[0], source.shape[1]), 1, "L" if source.ndim == 2 else "RGB")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _header(io.BytesIO(source), name or "<bytes>")
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        label = name or str(path)
+        try:
+            with path.open("rb") as file:
+                return _header(file, label)
+        except FileNotFoundError as error:
+            raise PictureError(label, _missing(path)) from error
+        except OSError as error:
+            raise PictureError(label, f"It cannot be opened ({_brief(error)}).") from error
+    raise UsageError(f"A header is read from a path, bytes or a numpy array, not from {type(source).__name__}.")
+
+
+def _header(file: _File, name: str) -> Header:
+    """What an open file says of itself."""
+    try:
+        image = _open(file, name)
+        return Header((image.height, image.width), _orientation(image), image.mode)
+    except PictureError:
+        raise
+    except Exception as error:  # a decoder fed with garbage raises whatever it likes
+        raise PictureError(name, f"Its header could not be read ({_brief(error)}).") from error
 
 
 def _wish(at_least: tuple[int, int] | None, background: tuple[int, int, int], max_pixels: int) -> _Wish:

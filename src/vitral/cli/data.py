@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vitral.cli.show import json_line, picture_bar, plain
-from vitral.data.check import DataReport, Range, Sample, check
+from vitral.data.check import DataReport, Sample, check
+from vitral.data.look import Range
 from vitral.data.object_check import ObjectReport, check_objects
 from vitral.data.objects import ObjectFormat
 from vitral.data.segment_check import SegmentReport, check_segments

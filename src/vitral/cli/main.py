@@ -189,6 +189,9 @@ def predict(
     mask_threshold: _MaskThreshold = None,
     overlap_threshold: _OverlapThreshold = None,
     architecture: _Architecture = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="A text with a class on each line, where the model has no names for them.")
+    ] = None,
     num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that read; one per processor, up to 8.")] = None,
     exact: _Exact = False,
 ) -> None:
@@ -223,6 +226,7 @@ def predict(
         mask_threshold=mask_threshold,
         overlap_threshold=overlap_threshold,
         architecture=architecture,
+        class_names=class_names,
         decoding="exact" if exact else "fast",
     )
     raise typer.Exit(1 if failed else 0)

@@ -38,6 +38,7 @@ def predict(
     overlap: float | None = None,
     mask_threshold: float | None = None,
     overlap_threshold: float | None = None,
+    class_names: Path | None = None,
     **loading: Any,
 ) -> int:
     """Answer for every picture, in order.
@@ -59,6 +60,7 @@ def predict(
             0.5.
         overlap_threshold: likewise: a segment goes if others took more of its pixels than leaves it this share; None for
             0.8.
+        class_names: a text file with the name of a class on each line, in the model's order; None for those of its record.
         **loading: see `pipelines.predictor.load`.
 
     Returns:
@@ -71,6 +73,8 @@ def predict(
     readable = [picture for picture in pictures if not isinstance(picture, Failure)]
     if out is not None:
         check_folder(out, readable)
+    if class_names is not None:
+        loading["class_names"] = _names_in(class_names)
     predictor = load(BOXED if model is None else model, **loading)
     options = _options(predictor, top_k, threshold, subtask) | options_of_masks(predictor, mask_threshold, overlap_threshold)
     if overlap is not None and window is None:
@@ -106,6 +110,18 @@ def predict(
     if out is not None and not as_json:
         screen.say(f"The results lie in {out}.")
     return failed
+
+
+def _names_in(path: Path) -> list[str]:
+    """The lines of a file of class names."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {str(path)!r} of class names.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"The class names in {str(path)!r} cannot be read ({error}). It is a text, a name on each line."
+        ) from error
 
 
 def _options(predictor: Predictor, top_k: int | None, threshold: float | None, subtask: str | None) -> dict[str, Any]:

@@ -6,34 +6,27 @@ tells nobody. Everything is read once, by threads, and only facts are kept: a si
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
-from vitral.base.device import default_workers
-from vitral.base.image import PictureSource
-from vitral.base.numbers import whole_number
+from vitral.base.image import read_header
+from vitral.data.look import Range, digest_of, look_at_all, range_of, same_pixels
 from vitral.data.pictures import PictureSet
 from vitral.data.splits import Splits, all_splits
 from vitral.errors import PictureError, UsageError
 
-__all__ = ["DataReport", "OddSize", "Range", "Sample", "Unreadable", "check"]
+__all__ = ["DataReport", "OddSize", "Sample", "Unreadable", "check"]
 
 _TINY = 16  # pixels: one patch of most vision transformers
 _THIN = 5.0  # times longer than wide: a square crop sees less than a fifth
 _FAR = 4.0  # times larger or smaller than the median, in each direction
-_TOGETHER = 32  # pictures that a thread reads before it reports
-_AHEAD = 4  # such bundles that wait for each thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +75,6 @@ class OddSize:
     name: str
     size: tuple[int, int]
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """The least, the middle and the greatest of some lengths, in pixels."""
-
-    least: int
-    median: float
-    most: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,17 +164,13 @@ def check(
         UsageError: the source cannot be understood, the sets do not have the same classes, or `workers` is no number of
             threads.
     """
-    threads = default_workers() if workers is None else whole_number("workers", workers)
     sets = _sets(data)
-    total = sum(map(len, sets.values()))
-    seen: dict[str, list[_Seen]] = {split: [_Seen()] * len(pictures) for split, pictures in sets.items()}
-    done = 0
-    for split, begin, found in _read(sets, threads):
-        seen[split][begin : begin + len(found)] = found
-        done += len(found)
-        if on_progress is not None:
-            on_progress(done, total)
-    return _report(sets, seen)
+
+    def look(split: str, index: int) -> _Seen:
+        return _look(sets[split], index)
+
+    lengths = {split: len(pictures) for split, pictures in sets.items()}
+    return _report(sets, look_at_all(lengths, look, workers=workers, on_progress=on_progress))
 
 
 def _sets(data: str | os.PathLike[str] | PictureSet | Splits | Mapping[str, PictureSet]) -> dict[str, PictureSet]:
@@ -208,33 +188,6 @@ def _sets(data: str | os.PathLike[str] | PictureSet | Splits | Mapping[str, Pict
     return sets
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _read(sets: Mapping[str, PictureSet], threads: int) -> Iterator[tuple[str, int, list[_Seen]]]:
-    """Facts about all pictures, in bundles, as they come: the split, the first one's index, and the facts."""
-    bundles = ((split, begin) for split, pictures in sets.items() for begin in range(0, len(pictures), _TOGETHER))
-
-    def work(split: str, begin: int) -> tuple[str, int, list[_Seen]]:
-        pictures = sets[split]
-        return split, begin, [_look(pictures, index) for index in range(begin, min(begin + _TOGETHER, len(pictures)))]
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="vitral-check") as pool:
-        waiting: set[Future[tuple[str, int, list[_Seen]]]] = set()
-        try:
-            for split, begin in bundles:
-                waiting.add(pool.submit(work, split, begin))
-                if len(waiting) >= threads * _AHEAD:
-                    ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in ready)
-            while waiting:
-                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in ready)
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def _look(pictures: PictureSet, index: int) -> _Seen:
     """Read one picture and keep the facts."""
     try:
@@ -243,25 +196,8 @@ def _look(pictures: PictureSet, index: int) -> _Seen:
         return _Seen(trouble=error.reason)
     # A picture that needed no conversion is still the decoder's own; any other is asked once more what it was.
     untouched = isinstance(picture.image, ImageFile.ImageFile)
-    mode = "RGB" if untouched else _mode(pictures.store.source(int(pictures.places[index])))
-    digest = hashlib.sha256(f"{picture.size}".encode())
-    digest.update(np.ascontiguousarray(picture.array).data)
-    return _Seen(picture.size, mode, digest.digest())
-
-
-def _mode(source: PictureSource) -> str:
-    """The mode in which a picture is stored, by its header alone."""
-    if isinstance(source, np.ndarray):
-        return "L"
-    with Path(source).open("rb") if isinstance(source, str | Path) else io.BytesIO(source) as file:  # type: ignore[arg-type]
-        begin = file.read(16)
-        file.seek(0)
-        for kind in Image.ID:  # not Image.open, which warns of large pictures through filters that threads share
-            decoder, accepts = Image.OPEN[kind]
-            if accepts is not None and accepts(begin) is True:
-                mode = decoder(file, "").mode
-                return "16 bit" if mode.startswith("I;16") else mode
-    return "unknown"
+    mode = "RGB" if untouched else read_header(pictures.store.source(int(pictures.places[index]))).mode
+    return _Seen(picture.size, "16 bit" if mode.startswith("I;16") else mode, digest_of(picture))
 
 
 # -- reporting --------------------------------------------------------------------------------------------------------
@@ -283,22 +219,16 @@ def _report(sets: Mapping[str, PictureSet], seen: Mapping[str, list[_Seen]]) -> 
             for index, one in enumerate(found)
             if one.trouble is not None
         ),
-        heights=_range(sizes[:, 0]),
-        widths=_range(sizes[:, 1]),
+        heights=range_of(sizes[:, 0].tolist()),
+        widths=range_of(sizes[:, 1].tolist()),
         odd=tuple(
             OddSize(split=split, name=sets[split].where(index), size=one.size, reason=reason)
             for (split, index, one), reason in zip(readable, reasons, strict=True)
             if reason
         ),
         modes=dict(Counter(one.mode for _, _, one in readable).most_common()),
-        **_same(sets, readable),
+        **_same(sets, seen),
     )
-
-
-def _range(lengths: Int64[np.ndarray, " n"]) -> Range | None:
-    if not len(lengths):
-        return None
-    return Range(least=int(lengths.min()), median=float(np.median(lengths)), most=int(lengths.max()))
 
 
 def _odd(sizes: Int64[np.ndarray, "n 2"]) -> list[str]:
@@ -315,22 +245,15 @@ def _odd(sizes: Int64[np.ndarray, "n 2"]) -> list[str]:
     return np.select(list(tests.values()), list(tests), default="").tolist()
 
 
-def _same(
-    sets: Mapping[str, PictureSet], readable: Iterable[tuple[str, int, _Seen]]
-) -> dict[str, tuple[tuple[Sample, ...], ...]]:
+def _same(sets: Mapping[str, PictureSet], seen: Mapping[str, list[_Seen]]) -> dict[str, tuple[tuple[Sample, ...], ...]]:
     """The groups of pictures that have the same pixels, in the order of their first ones."""
-    by_digest: dict[bytes, list[tuple[str, int]]] = {}
-    for split, index, one in readable:
-        by_digest.setdefault(one.digest, []).append((split, index))
 
     def sample(split: str, index: int) -> Sample:
         pictures = sets[split]
         return Sample(split=split, name=pictures.where(index), label=pictures.classes[pictures.labels[index]])
 
     twins, leaks, disputed = [], [], []
-    for places in by_digest.values():
-        if len(places) < 2:
-            continue
+    for places in same_pixels({split: [one.digest for one in found] for split, found in seen.items()}):
         group = tuple(sample(split, index) for split, index in places)
         for split in dict.fromkeys(one.split for one in group):
             within = tuple(one for one in group if one.split == split)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 
 from vitral.base.image import MAX_PIXELS
 from vitral.data.object_source import Problem, Source, is_picture, split_of
@@ -41,7 +41,6 @@ __all__ = [
     "holds_colours",
     "label_pairs",
     "label_values",
-    "orientation",
     "other_size",
 ]
 
@@ -196,23 +195,6 @@ def _written(image: Image.Image, packed: object) -> UInt8[np.ndarray, "y x *c"] 
     values = np.asarray(image)
     full = 65535 if image.mode == "I" else 255
     return np.rint(values * (packed / full)).astype(values.dtype) if isinstance(packed, int) and packed != full else values
-
-
-def orientation(store: PictureStore, place: int) -> int:
-    """How EXIF turns a picture, 1 to 8 (EXIF 2.32, section 4.6.4 A, tag 274); 1, not at all, where nothing can be read."""
-    source = store.source(place)
-    try:
-        with Path(source).open("rb") if isinstance(source, str | os.PathLike) else io.BytesIO(source) as file:  # type: ignore[arg-type]
-            begin = file.read(16)
-            file.seek(0)
-            for kind in Image.ID:
-                decoder, accepts = Image.OPEN[kind]
-                if accepts is not None and accepts(begin) is True:
-                    turn = decoder(file, "").getexif().get(ExifTags.Base.Orientation, 1)
-                    return turn if turn in range(1, 9) else 1
-    except Exception:  # whoever reads the picture says better what is wrong with it
-        return 1
-    return 1
 
 
 def other_size(size: tuple[int, int], labels: tuple[int, int]) -> str:

@@ -19,9 +19,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from jaxtyping import Int64
 
-from vitral.base.image import Picture, read_picture
+from vitral.base.image import Picture, read_header, read_picture
 from vitral.base.numbers import real_number
-from vitral.data.object_source import Chosen, Problem, chosen_places, header_size
+from vitral.data.object_source import Chosen, Problem, chosen_places
 from vitral.data.pictures import PictureStore
 from vitral.errors import UsageError
 
@@ -139,7 +139,8 @@ class PicturesWithLabels(ListedPictures):
         Raises:
             PictureError: it is missing, or no picture.
         """
-        return header_size(self.labels, self._place(index))
+        place = self._place(index)
+        return read_header(self.labels.source(place), name=self.labels.where(place)).stored
 
     def _of(self, places: tuple[int, ...]) -> dict[str, Any]:
         return {**super()._of(places), "labels": Chosen(self.labels, places)}

@@ -10,7 +10,6 @@ open_source(path) ──> Source      the names of all files, of a folder or an 
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import posixpath
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from vitral.base.image import PICTURE_SUFFIXES, PictureSource
 from vitral.base.numbers import as_integer
@@ -39,7 +37,6 @@ __all__ = [
     "Source",
     "chosen_places",
     "finite_number",
-    "header_size",
     "is_picture",
     "open_source",
     "out_of_picture",
@@ -318,30 +315,6 @@ def finite_number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and abs(number) < 1e12 else None
-
-
-def header_size(store: PictureStore, place: int) -> tuple[int, int]:
-    """(height, width) of an upright picture, by its header alone.
-
-    Raises:
-        PictureError: it is not there, or no picture.
-    """
-    source = store.source(place)
-    try:
-        with Path(source).open("rb") if isinstance(source, str | os.PathLike) else io.BytesIO(source) as file:  # type: ignore[arg-type]
-            begin = file.read(16)
-            file.seek(0)
-            for kind in Image.ID:  # not Image.open, which warns of large pictures through filters that threads share
-                decoder, accepts = Image.OPEN[kind]
-                if accepts is not None and accepts(begin) is True:
-                    image = decoder(file, "")
-                    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                    return image.size if turned else (image.height, image.width)
-    except FileNotFoundError as error:
-        raise PictureError(store.where(place), "There is no such file.") from error
-    except Exception as error:  # a decoder fed with garbage raises whatever it likes
-        raise PictureError(store.where(place), f"Its size could not be read ({str(error)[:200]}).") from error
-    raise PictureError(store.where(place), "It is no picture in a format read here.")
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------------------

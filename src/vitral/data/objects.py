@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from vitral.base.disk import whole_folder
-from vitral.base.image import Picture
+from vitral.base.image import Picture, read_header
 from vitral.base.masks import decode_rle, polygons_to_mask
 from vitral.data.coco import coco_files, coco_json, holds_coco, read_coco
 from vitral.data.listed import NumberedPictures, rows_of
@@ -38,7 +38,6 @@ from vitral.data.object_source import (
     Problem,
     Row,
     Source,
-    header_size,
     is_picture,
     open_source,
     problems_of,
@@ -260,7 +259,7 @@ class ListedObjects(NumberedPictures):
 
     def _masks(self, place: int, shapes: Sequence[str], ids: Sequence[int]) -> Bool[np.ndarray, "k y x"]:
         """The pixels of objects, by their outlines."""
-        size = self.size_of(place) or header_size(self.store, place)
+        size = self.size_of(place) or read_header(self.store.source(place), name=self.store.where(place)).size
         masks = np.zeros((len(ids), *size), dtype=bool)
         for row, number in enumerate(ids):
             try:

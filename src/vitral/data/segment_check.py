@@ -7,27 +7,21 @@ to do about it.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from vitral.base.device import default_workers
-from vitral.base.image import read_picture
-from vitral.base.numbers import whole_number
-from vitral.data.check import Range
+from vitral.base.image import read_header
 from vitral.data.class_maps import ClassMaps
-from vitral.data.label_files import orientation, other_size
+from vitral.data.label_files import other_size
 from vitral.data.listed import PicturesWithLabels
+from vitral.data.look import AnnotatedReport, Facts, digest_of, in_common, look_at_all, picture_as_it_is, unreadable
 from vitral.data.object_source import Problem
-from vitral.data.objects import Annotations, ListedObjects, ObjectSet
+from vitral.data.objects import Annotations, ObjectSet
 from vitral.data.panoptic import PanopticMaps, class_map_of
 from vitral.data.segments import ClassMapSet, SegmentKind, SegmentSet, SegmentSplits, read_segments
 from vitral.errors import PictureError, UsageError
@@ -40,7 +34,6 @@ _UPRIGHT = (
     "If labels were drawn on pictures as EXIF turns them, save those upright, without EXIF; else take the orientation out "
     "of their EXIF."
 )
-_TOGETHER = 1024  # pictures between two looks at how far it has come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,37 +58,22 @@ class SegmentCounts:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SegmentReport:
+class SegmentReport(AnnotatedReport):
     """What a look at every segmented picture found.
 
     Attributes:
         kind: what is known of pixels.
         assumes: what the files are taken to mean, in sentences.
-        classes: the names of the classes.
-        things: which are things; None where nothing tells.
+        things: which classes are things; None where nothing tells.
         counts: how much there is in each split.
-        problems: what is wrong, by the files' order.
         advice: what to do about what is wrong in the same way in many files, said once.
-        heights: of all pictures that can be read; None if none can.
-        widths: likewise.
-        leaks: groups of pictures with the same pixels in several splits: (split, name) of each.
     """
 
     kind: SegmentKind
     assumes: str
-    classes: tuple[str, ...]
     things: tuple[bool, ...] | None
     counts: dict[str, SegmentCounts]
-    problems: tuple[Problem, ...]
     advice: tuple[str, ...]
-    heights: Range | None
-    widths: Range | None
-    leaks: tuple[tuple[tuple[str, str], ...], ...]
-
-    @property
-    def kinds(self) -> dict[str, int]:
-        """How often each kind of problem was found, the commonest first."""
-        return dict(Counter(one.kind for one in self.problems).most_common())
 
     def shares(self, split: str) -> tuple[float, ...]:
         """How much of all pixels of a split each class has."""
@@ -108,10 +86,9 @@ class SegmentReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain dictionaries, lists, numbers and strings, ready for JSON."""
-        return {
+        return super().to_dict() | {
             "kind": self.kind,
             "assumes": self.assumes,
-            "classes": list(self.classes),
             "things": None if self.things is None else list(self.things),
             "counts": {
                 split: vars(one)
@@ -122,11 +99,7 @@ class SegmentReport:
                 for split, one in self.counts.items()
             },
             "without_pixels": {split: list(self.without_pixels(split)) for split in self.counts},
-            "problems": [dict(vars(one)) for one in self.problems],
             "advice": list(self.advice),
-            "heights": dict(vars(self.heights)) if self.heights else None,
-            "widths": dict(vars(self.widths)) if self.widths else None,
-            "leaks": [[{"split": split, "name": name} for split, name in group] for group in self.leaks],
         }
 
 
@@ -142,13 +115,11 @@ class _Labelled(NamedTuple):
     advice: tuple[str, ...] = ()
 
 
-class _Seen(NamedTuple):
-    """What is kept of a picture: its size, a digest of its pixels, what its labels say; and what was found wrong."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen(Facts):
+    """What is kept of a picture and of what its labels say, where they can be read; and what to do about what is wrong."""
 
-    size: tuple[int, int] | None
-    digest: bytes
     labelled: _Labelled | None
-    problems: tuple[Problem, ...]
     advice: tuple[str, ...]
 
 
@@ -174,26 +145,18 @@ def check_segments(
         PictureError: a label file that cannot be read, where classes must be counted.
         UnknownNameError: no such kind.
     """
-    threads = default_workers() if workers is None else whole_number("workers", workers)
     if isinstance(data, SegmentSplits):
         if kind is not None or meaning:
             raise UsageError("Splits that were read have their kind and meaning already. Leave those options out.")
         splits = data
     else:
         splits = read_segments(data, kind, bad="skip", **meaning)
-    total, done = sum(map(len, splits.sets.values())), 0
-    seen: dict[str, list[_Seen]] = {}
-    with ThreadPoolExecutor(threads, thread_name_prefix="vitral-check") as pool:
-        for split, pictures in splits.sets.items():
-            look = partial(_look, pictures)
-            seen[split] = []
-            for begin in range(0, len(pictures), _TOGETHER):
-                for one in pool.map(look, range(begin, min(begin + _TOGETHER, len(pictures)))):
-                    seen[split].append(one)
-                    done += 1
-                    if on_progress is not None and (done % 16 == 0 or done == total):
-                        on_progress(done, total)
-    return _report(splits, seen)
+
+    def look(split: str, index: int) -> _Seen:
+        return _look(splits.sets[split], index)
+
+    lengths = {split: len(pictures) for split, pictures in splits.sets.items()}
+    return _report(splits, look_at_all(lengths, look, workers=workers, on_progress=on_progress))
 
 
 def _look(pictures: SegmentSet, index: int) -> _Seen:
@@ -203,39 +166,29 @@ def _look(pictures: SegmentSet, index: int) -> _Seen:
     size, digest, labelled = None, b"", None
     advice: tuple[str, ...] = ()
     try:
-        if isinstance(pictures, ListedObjects):  # its own `read` refuses another size, and says no more of the picture
-            picture = read_picture(pictures.store.source(index), name=pictures.where(index))
-        else:
-            picture = pictures.read(index)
-        size = picture.size
-        digested = hashlib.sha256(f"{size}".encode())
-        digested.update(np.ascontiguousarray(picture.array).data)
-        digest = digested.digest()
+        picture = picture_as_it_is(pictures, index)
+        size, digest = picture.size, digest_of(picture)
     except PictureError as error:
-        problems.append(_unreadable(error, name))
+        problems.append(unreadable(error, name))
     try:
         labelled = _labels(pictures, index)
         problems += labelled.problems
         advice = labelled.advice
     except PictureError as error:
-        problems.append(_unreadable(error, name))
+        problems.append(unreadable(error, name))
     if size is not None and labelled is not None and labelled.size != size:
         problems.append(_misfit(pictures, index, other_size(size, labelled.size)))
     elif size is not None and labelled is not None and isinstance(pictures, PicturesWithLabels | PanopticMaps):
-        turn = orientation(pictures.store, index)
+        turn = read_header(pictures.store.source(index)).orientation
         if turn in (2, 3, 4) or (turn > 1 and size[0] == size[1]):  # of the others the size has told
             problems.append(_misfit(pictures, index, _TURNED))
             advice = (*advice, _UPRIGHT)
-    return _Seen(size, digest, labelled, tuple(problems), advice)
+    return _Seen(size=size, digest=digest, labelled=labelled, problems=tuple(problems), advice=advice)
 
 
 def _misfit(pictures: SegmentSet, index: int, reason: str) -> Problem:
     """A picture whose labels do not lie on it pixel by pixel."""
     return Problem(kind="size", file=pictures.where(index), annotation="", picture=pictures.names[index], reason=reason)
-
-
-def _unreadable(error: PictureError, name: str) -> Problem:
-    return Problem(kind="unreadable", file=error.name, annotation="", picture=name, reason=error.reason)
 
 
 def _labels(pictures: SegmentSet, index: int) -> _Labelled:
@@ -326,35 +279,20 @@ def _pixels(class_map: Integer[np.ndarray, "y x"], count: int) -> tuple[Int64[np
 
 def _report(splits: SegmentSplits, seen: Mapping[str, list[_Seen]]) -> SegmentReport:
     """What all the facts come to."""
-    sets = splits.sets
-    sizes = [one.size for found in seen.values() for one in found if one.size is not None]
-    by_digest: dict[bytes, list[tuple[str, str]]] = {}
-    for split, found in seen.items():
-        for index, one in enumerate(found):
-            if one.digest:
-                by_digest.setdefault(one.digest, []).append((split, sets[split].where(index)))
-    problems = [
-        one
-        for split, pictures in sets.items()
-        for one in (*getattr(pictures, "problems", ()), *(wrong for each in seen[split] for wrong in each.problems))
-    ]
+    common = in_common(splits.sets, seen)
     counts = {split: _counts(found, len(splits.classes)) for split, found in seen.items()}
-    problems += [
-        Problem(kind="empty", file=sets[split].name, annotation="", picture="", reason=_NOTHING)
+    common["problems"] += tuple(
+        Problem(kind="empty", file=splits.sets[split].name, annotation="", picture="", reason=_NOTHING)
         for split, one in counts.items()
         if one.total and not any(one.pixels) and split != "test"  # whose answers may be kept back
-    ]
+    )
     return SegmentReport(
         kind=splits.kind,
         assumes=splits.assumes,
-        classes=splits.classes,
         things=splits.things,
         counts=counts,
-        problems=tuple(problems),
         advice=tuple(dict.fromkeys(advice for found in seen.values() for one in found for advice in one.advice)),
-        heights=_range([height for height, _ in sizes]),
-        widths=_range([width for _, width in sizes]),
-        leaks=tuple(tuple(group) for group in by_digest.values() if len({split for split, _ in group}) > 1),
+        **common,
     )
 
 
@@ -371,7 +309,3 @@ def _counts(found: list[_Seen], count: int) -> SegmentCounts:
         objects=tuple(sum(objects, nothing).tolist()) if objects else (),
         crowds=sum(one.crowds for one in labelled),
     )
-
-
-def _range(lengths: list[int]) -> Range | None:
-    return Range(least=min(lengths), median=float(np.median(lengths)), most=max(lengths)) if lengths else None

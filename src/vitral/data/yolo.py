@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 
+from vitral.base.image import read_header
 from vitral.data.object_source import (
     Draft,
     Entry,
@@ -27,7 +28,6 @@ from vitral.data.object_source import (
     Row,
     Source,
     finite_number,
-    header_size,
     is_picture,
     safe_name,
     split_of,
@@ -234,7 +234,7 @@ def _entries(source: Source, pictures: Sequence[str], first: int) -> tuple[list[
         notes = _label_file(picture)
         shown = source.where(notes)
         try:
-            size = header_size(store, place) if picture in source else None
+            size = read_header(store.source(place), name=store.where(place)).size if picture in source else None
         except PictureError as error:
             problems.append(Problem(kind="unreadable", file=error.name, annotation="", picture=name, reason=error.reason))
             continue

@@ -6,8 +6,8 @@ picture → read_picture → Preprocessing (tensor and Frame) → model → task
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -61,6 +61,7 @@ class Predictor:
         dtype: the precision the model computes in: "float32", "bfloat16", "float16" or PyTorch's own.
         decoding: "fast" reads a large JPEG at a half, a quarter or an eighth of its size, at least five times what the model
             sees (pixels then differ by 0.2 of 255 levels on average); "exact" always reads it whole.
+        class_names: the name of every class, in the model's order, where its record has none or others are wanted.
         **options: passed to the task's decoding (`top_k`, `function`, `threshold`).
 
     Raises:
@@ -78,6 +79,7 @@ class Predictor:
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype = torch.float32,
         decoding: Literal["fast", "exact"] = "fast",
+        class_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         if not hasattr(model, "record"):
@@ -93,6 +95,8 @@ class Predictor:
         self.device, self.dtype, self.decoding = resolve_device(device), resolve_dtype(dtype), decoding
         self.model = model.eval().to(self.device, self.dtype)
         self.record = cast(Any, model).record
+        if class_names is not None:
+            self.record = replace(self.record, labels=_named(class_names, cast(Any, model).config.num_classes))
         found = preprocessing or self.record.preprocessing
         if found is None:
             raise UsageError("Nobody said how pictures are prepared for this model. Pass preprocessing=Preprocessing(…).")
@@ -228,6 +232,17 @@ def _kept(picture: Any) -> Any:
     return picture.clone() if isinstance(picture, Tensor) else picture
 
 
+def _named(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """The names of so many classes."""
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UsageError(f"class_names is a list of names, none of them empty; {names!r:.80} came.")
+    if len(names) != count:
+        raise UsageError(
+            f"The model knows {count} classes, and {len(names)} class_names came. Give a name for each, in its order."
+        )
+    return tuple(names)
+
+
 def load(
     source: str | Path | nn.Module,
     *,
@@ -241,14 +256,14 @@ def load(
         source: a folder, a weights file, a Hub id, or a model of Vitral's.
         architecture: see `checkpoints.load.load_model`.
         num_classes: see `checkpoints.load.load_model`.
-        **options: see `Predictor`: task, preprocessing, device, dtype, decoding, top_k, function, threshold.
+        **options: see `Predictor`: task, preprocessing, device, dtype, decoding, class_names, top_k, function, threshold.
 
     Raises:
         CheckpointError: the checkpoint cannot be understood.
         HubError: the Hub cannot be reached.
         UnknownNameError: a misspelt option; the message names the nearest.
     """
-    known = {"task", "preprocessing", "device", "dtype", "decoding"}
+    known = {"task", "preprocessing", "device", "dtype", "decoding", "class_names"}
     known |= {field.name for task in TASKS.values() for field in fields(task.options)}
     for option in options:
         if option not in known:
