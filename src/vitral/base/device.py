@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from vitral.errors import UnknownNameError, UsageError
 
-__all__ = ["default_workers", "resolve_device", "resolve_dtype"]
-
-
-def default_workers(*, processes: int = 1, computing: int = 0) -> int:
-    """How many should read where nobody said: the processors this program may use, up to 8.
-
-    Args:
-        processes: programs on this machine that share them.
-        computing: processors of each that something else needs.
-    """
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(0, there // processes - computing))
+__all__ = ["resolve_device", "resolve_dtype"]
 
 
 def resolve_device(device: str | int | torch.device | None = None) -> torch.device:

@@ -343,6 +343,10 @@ def train(
     labels: _Labels = None,
     device: _Device = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to compute on; all of them.")] = None,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="Processes of this machine that share each batch: one per GPU, or per core or two."),
+    ] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write for TensorBoard as well.")] = False,
 ) -> None:
     """Train a classifier, a detector or a segmenter on a folder of pictures.
@@ -352,7 +356,7 @@ def train(
     vitral train photos/ --model cct_7_7x2_224 --epochs 50 --learning-rate 1e-3
     vitral train cifar10/ --recipe cifar10_cct --out cifar
     vitral train detection --data coco/ --model PekingU/rtdetr_r18vd
-    vitral train scenes --recipe synthetic_scenes
+    vitral train scenes --recipe synthetic_scenes --processes 2
     vitral train streets/ --model nvidia/segformer-b0-finetuned-ade-512-512
     vitral train streets/ --model segformer_b0 --backbone nvidia/mit-b0
     accelerate launch -m vitral train imagenet/ --recipe deit_s
@@ -362,6 +366,10 @@ def train(
     segmenter begins with. An interrupted training goes on when the command is
     given again.
     """
+    from vitral.cli.processes import among_several, in_processes
+
+    if processes > 1 and not among_several():
+        raise typer.Exit(in_processes(processes, sys.argv[1:]))
     from vitral.cli.train import train as start_training
 
     raise typer.Exit(

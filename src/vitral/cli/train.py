@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitral.base.device import default_workers, resolve_device
+from vitral.base.device import resolve_device
 from vitral.base.disk import write_whole
+from vitral.base.processors import default_workers
 from vitral.checkpoints.load import load_model
 from vitral.cli.folder import check_apart
 from vitral.errors import UnknownNameError, UsageError

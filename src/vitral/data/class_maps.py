@@ -31,8 +31,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, Shaped, UInt8
 
-from vitral.base.device import default_workers
 from vitral.base.numbers import as_integer, whole_number
+from vitral.base.processors import default_workers
 from vitral.data.label_files import Pair, Pairs, colour_codes, holds_colours, label_values
 from vitral.data.listed import PicturesWithLabels
 from vitral.data.object_source import Source

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vitral.base.device import default_workers
 from vitral.base.image import Picture, read_picture
 from vitral.base.numbers import whole_number
+from vitral.base.processors import default_workers
 from vitral.data.object_source import Problem
 from vitral.data.objects import ListedObjects, ObjectSet
 from vitral.data.segments import SegmentSet
@@ -38,7 +38,7 @@ __all__ = [
 _TOGETHER = 32  # pictures that a thread reads before it reports
 _AHEAD = 4  # such bundles that wait for each thread
 
-F = TypeVar("F")
+_F = TypeVar("_F")
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -46,11 +46,11 @@ F = TypeVar("F")
 
 def look_at_all(
     lengths: Mapping[str, int],
-    look: Callable[[str, int], F],
+    look: Callable[[str, int], _F],
     *,
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
-) -> dict[str, list[F]]:
+) -> dict[str, list[_F]]:
     """Facts about every picture of every split, in order.
 
     Args:
@@ -63,7 +63,7 @@ def look_at_all(
         UsageError: `workers` is no number of threads.
     """
     threads = default_workers() if workers is None else whole_number("workers", workers)
-    seen: dict[str, dict[int, F]] = {split: {} for split in lengths}
+    seen: dict[str, dict[int, _F]] = {split: {} for split in lengths}
     total, done = sum(lengths.values()), 0
     for split, begin, found in _bundles(lengths, look, threads):
         seen[split].update(enumerate(found, begin))
@@ -73,14 +73,16 @@ def look_at_all(
     return {split: [facts[index] for index in range(lengths[split])] for split, facts in seen.items()}
 
 
-def _bundles(lengths: Mapping[str, int], look: Callable[[str, int], F], threads: int) -> Iterator[tuple[str, int, list[F]]]:
+def _bundles(
+    lengths: Mapping[str, int], look: Callable[[str, int], _F], threads: int
+) -> Iterator[tuple[str, int, list[_F]]]:
     """The facts in bundles, as they come: the split, the first one's index, and the facts."""
 
-    def work(split: str, begin: int) -> tuple[str, int, list[F]]:
+    def work(split: str, begin: int) -> tuple[str, int, list[_F]]:
         return split, begin, [look(split, index) for index in range(begin, min(begin + _TOGETHER, lengths[split]))]
 
     with ThreadPoolExecutor(threads, thread_name_prefix="vitral-check") as pool:
-        waiting: set[Future[tuple[str, int, list[F]]]] = set()
+        waiting: set[Future[tuple[str, int, list[_F]]]] = set()
         try:
             for split, count in lengths.items():
                 for begin in range(0, count, _TOGETHER):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from vitral.base.device import default_workers
+from vitral.base.processors import default_workers
 from vitral.errors import UsageError
 
 __all__ = ["batched", "overlapped"]

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from vitral.base.device import default_workers, resolve_device
+from vitral.base.device import resolve_device
 from vitral.base.disk import exchange, staging, write_whole
 from vitral.base.numbers import all_finite, whole_number
+from vitral.base.processors import default_workers
 from vitral.data.archive import Archive
 from vitral.data.pictures import PictureSet
 from vitral.data.transforms import Preprocessing

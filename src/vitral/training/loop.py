@@ -28,7 +28,7 @@ from torch import nn
 
 from vitral.base.chance import seed_of
 from vitral.base.config import restored
-from vitral.base.device import default_workers
+from vitral.base.processors import default_workers
 from vitral.data.loader import Share
 from vitral.errors import CheckpointError, TrainingError, UsageError
 from vitral.models.network import Network
