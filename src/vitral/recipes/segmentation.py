@@ -171,7 +171,7 @@ def synthetic_panoptic(*, quick: bool = False) -> Recipe:
     as published, and the backbone begins with what `synthetic_semantic` has learned. Without `--backbone` it learns from
     nothing, and calls three things of four by a wrong name after a quarter of an hour.
 
-    Command: `vitral train scenes --recipe synthetic_panoptic --processes 2 --backbone shapes/best --out run`; eleven minutes.
+    Command: `vitral train scenes --recipe synthetic_panoptic --processes 2 --backbone shapes/best --out run`; 11 minutes.
 
     Args:
         quick: one pass by a narrower network, to see the whole way.
