@@ -16,6 +16,7 @@ from vitral.data.objects import ObjectSet
 from vitral.errors import PictureError, UsageError
 from vitral.tasks.detection.metrics import RECALLS, JudgedBy, Miss, ObjectScores
 from vitral.training.evaluate_objects import ObjectEvaluation
+from vitral.training.evaluate_segments import SegmentEvaluation
 from vitral.training.page_parts import MANY, counted, left_out, ranked
 
 __all__ = ["object_evaluation_page"]
@@ -31,15 +32,14 @@ _ONE: dict[JudgedBy, str] = {"boxes": "box", "masks": "mask"}
 
 
 def object_evaluation_page(
-    evaluation: ObjectEvaluation, objects: ObjectSet | None = None, title: str = "", *, by: JudgedBy = "boxes"
+    evaluation: ObjectEvaluation | SegmentEvaluation, objects: ObjectSet | None = None, title: str = ""
 ) -> str:
-    """A page about how good a detector is, one HTML file that needs no network.
+    """A page about how good a detector is, or a segmenter of objects: one HTML file that needs no network.
 
     Args:
         evaluation: what it found, held against what is there.
         objects: the set it was asked about, for its mistakes to be shown.
         title: of the page; by default its average precision.
-        by: what was judged, boxes or masks.
 
     Returns:
         HTML, to be written as UTF-8.
@@ -48,16 +48,18 @@ def object_evaluation_page(
         UsageError: pictures of another set.
     """
     scores = evaluation.scores
+    if not isinstance(scores, ObjectScores):
+        raise UsageError(f"This page is about objects; {evaluation!r} is not. Take segment_evaluation_page.")
     if objects is not None:
-        _check_set(evaluation, objects)
+        _check_set(evaluation.data, scores, objects)
     total = int(scores.support[:, 0].sum())
     return page.document(
-        title or f"{100 * evaluation.ap:.1f} AP on {evaluation.data}",
-        page.section("In numbers", *_numbers(evaluation, by)),
-        page.section("How much it finds, and how much of that is right", *_curves(scores, by)),
+        title or f"{100 * evaluation.numbers['ap']:.1f} {'mask ' if scores.by == 'masks' else ''}AP on {evaluation.data}",
+        page.section("In numbers", *_numbers(evaluation, scores)),
+        page.section("How much it finds, and how much of that is right", *_curves(scores)),
         page.section("Class by class", *_classes(scores)),
-        page.section("What it takes for what", *_taken_for(scores, by)),
-        *([] if objects is None else _mistakes(scores, objects, by)),
+        page.section("What it takes for what", *_taken_for(scores)),
+        *([] if objects is None else _mistakes(scores, objects)),
         left_out(evaluation.skipped),
         lead=f"{evaluation.model}, asked about the {counted(len(evaluation), 'picture')} of {evaluation.data}, which show "
         f"{counted(total, 'object')} of {counted(int((scores.support[:, 0] > 0).sum()), 'class', 'classes')}.",
@@ -65,14 +67,13 @@ def object_evaluation_page(
     )
 
 
-def _check_set(evaluation: ObjectEvaluation, objects: ObjectSet) -> None:
+def _check_set(data: str, scores: ObjectScores, objects: ObjectSet) -> None:
     """Refuse to show other pictures than those that were asked about."""
-    scores = evaluation.scores
     shown = (*scores.false, *scores.missed, *scores.confused)
     known = all(one.place < len(objects) and objects.where(one.place) == one.picture for one in shown)
     if not known or scores.classes != tuple(objects.classes):
         raise UsageError(
-            f"The evaluation is of {evaluation.data}, and its pictures are not those of {objects.name}. "
+            f"The evaluation is of {data}, and its pictures are not those of {objects.name}. "
             "Give the set that was evaluated."
         )
 
@@ -80,8 +81,8 @@ def _check_set(evaluation: ObjectEvaluation, objects: ObjectSet) -> None:
 # -- in numbers -------------------------------------------------------------------------------------------------------
 
 
-def _numbers(evaluation: ObjectEvaluation, by: JudgedBy) -> list[str]:
-    scores, told = evaluation.scores, evaluation.numbers
+def _numbers(evaluation: ObjectEvaluation | SegmentEvaluation, scores: ObjectScores) -> list[str]:
+    told, by = evaluation.numbers, scores.by
 
     def three(*names: str) -> str:
         return " · ".join(f"{100 * told[name]:.1f}" if name in told else "–" for name in names)
@@ -113,8 +114,9 @@ def _numbers(evaluation: ObjectEvaluation, by: JudgedBy) -> list[str]:
 # -- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _curves(scores: ObjectScores, by: JudgedBy) -> list[str]:
+def _curves(scores: ObjectScores) -> list[str]:
     """Precision over recall: of all classes, and of some."""
+    by = scores.by
     there = np.flatnonzero(scores.support[:, 0])
     whole = scores.precision[:, :, there, 0]
     lines = [
@@ -189,8 +191,9 @@ def _classes(scores: ObjectScores) -> list[str]:
     return [*parts, *ranked(order, row, ("Found best:", "Found worst:"), "the best")]
 
 
-def _taken_for(scores: ObjectScores, by: JudgedBy) -> list[str]:
+def _taken_for(scores: ObjectScores) -> list[str]:
     """The confusion matrix, or of many classes the commonest confusions."""
+    by = scores.by
     counts, classes = scores.confusion, len(scores.classes)
     right, total = int(np.trace(counts[:-1, :-1])), int(counts[:-1].sum())
     missed, false = int(counts[:-1, -1].sum()), int(counts[-1].sum())
@@ -238,8 +241,9 @@ def _table(counts: np.ndarray, labels: Sequence[str]) -> str:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def _mistakes(scores: ObjectScores, objects: ObjectSet, by: JudgedBy) -> list[str]:
+def _mistakes(scores: ObjectScores, objects: ObjectSet) -> list[str]:
     """The worst mistakes as cut-outs of their pictures."""
+    by = scores.by
     return [
         _shown(
             "Surest where nothing fits",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from html import escape
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from vitral.errors import PictureError, UsageError
 from vitral.tasks.detection.metrics import ObjectScores
 from vitral.tasks.segmentation.metrics import MapScores, PanopticScores
 from vitral.tasks.segmentation.result import Panoptic, Segmentation
-from vitral.training.evaluate_objects import ObjectEvaluation
 from vitral.training.evaluate_segments import SegmentEvaluation, Worst
 from vitral.training.object_page import object_evaluation_page
 from vitral.training.page_parts import MANY, counted, left_out, ranked
@@ -61,11 +59,8 @@ def segment_evaluation_page(evaluation: SegmentEvaluation, pictures: SegmentSet 
     """
     scores, value = evaluation.scores, 100 * evaluation.value
     if isinstance(scores, ObjectScores):
-        shared = {one.name: getattr(evaluation, one.name) for one in fields(ObjectEvaluation)}
         told: Any = pictures
-        return object_evaluation_page(
-            ObjectEvaluation(**shared), told, title or f"{value:.1f} mask AP on {evaluation.data}", by="masks"
-        )
+        return object_evaluation_page(evaluation, told, title)
     if pictures is not None:
         _check_set(evaluation, pictures)
     if isinstance(scores, MapScores):

@@ -162,6 +162,7 @@ class ObjectScores:
         false: the boxes of the highest scores that match no object at IoU .5, the highest first, without those that are
         confused: likewise, those on an object of another class.
         missed: the largest objects that no box is on, the largest first.
+        by: what was held against each other; where it is masks, read so for boxes here.
     """
 
     classes: tuple[str, ...]
@@ -177,6 +178,7 @@ class ObjectScores:
     false: tuple[Miss, ...] = ()
     confused: tuple[Miss, ...] = ()
     missed: tuple[Miss, ...] = ()
+    by: JudgedBy = "boxes"
 
     def __repr__(self) -> str:
         objects, shown = int(self.support[:, 0].sum()), "none" if self.ap is None else f"{self.ap:.3f}"
@@ -553,6 +555,7 @@ class ObjectMetric:
             confusion=self._confusion.copy(),
             threshold=self.threshold,
             overlap=self.overlap,
+            by=self.by,
             **{kind: tuple(miss for _, miss in sorted(found, key=_weight)) for kind, found in self._worst.items()},
         )
 
