@@ -355,7 +355,8 @@ class PanopticMetric:
     - A segment said finds one of its class where intersection over union is above .5; there can be one only. Pixels of no
       true segment are left out of the union.
     - Crowds are neither found nor missed.
-    - What was said in vain is wrong, unless more than half of it lies on pixels of no segment or on crowds of its class.
+    - What was said in vain is wrong, unless more than half of it lies on pixels of no segment or on a crowd of its class; of
+      several crowds of one class in a picture on the last, the one that the published code remembers.
 
     Args:
         classes: their names, in the order of `Annotations.labels`.
@@ -410,7 +411,8 @@ class PanopticMetric:
         np.add.at(self._iou, labels[rows], inside[rows, columns] / union[rows, columns])
         np.add.at(self._found, labels[rows], 1)
         np.add.at(self._missed, labels[~fits.any(1) & ~crowd], 1)
-        excused = unknown + (inside * (same & crowd[:, None])).sum(0)
+        remembered = list({label: place for place, label in enumerate(labels.tolist()) if crowd[place]}.values())
+        excused = unknown + (inside * same)[remembered].sum(0)
         np.add.at(self._wrong, classes[~fits.any(0) & (2 * excused <= areas)], 1)
         self._pictures += 1
 
