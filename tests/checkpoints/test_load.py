@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,12 @@ def test_a_fresh_classifier_for_other_classes(folder: Path) -> None:
     for model in (fresh, kept):
         assert not model.training
         assert model(torch.randn(1, 3, 32, 32)).logits.isfinite().all()
+
+
+def test_names_of_classes_may_be_a_list(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": ["ant", "bee", "cow", "dog", "eel"]}))
+    assert load_model(folder).record.labels == ("ant", "bee", "cow", "dog", "eel")
 
 
 def test_a_thousand_nameless_classes_are_imagenets_and_that_is_noted(tmp_path: Path) -> None:

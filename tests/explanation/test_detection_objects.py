@@ -289,6 +289,10 @@ def test_which_objects_are_explained_and_what_is_refused() -> None:
     missing = next(label for label in LABELS if label not in found.labels)
     with pytest.raises(UsageError, match=f"No '{missing}' was found"):
         explain(predictor, picture(), target=missing)
+    with pytest.raises(UnknownNameError, match="Unknown class 'zebra'"):
+        explain(predictor, picture(), target="zebra")
+    with pytest.raises(UsageError, match="There is no head 99"):
+        object_explanation_page(predictor, picture(), method="attention", head=99)
     with pytest.raises(UsageError, match="There is no object 7"):
         explain(predictor, picture(), target=7)
     with pytest.raises(UnknownNameError, match="'attention'"):

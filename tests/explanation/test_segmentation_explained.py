@@ -414,13 +414,14 @@ def test_which_segments_are_explained_and_what_is_refused() -> None:
     assert [len(one) for one in several] == [1, 1]
     assert explain(predictor, picture(), threshold=1.0) == []
     for wrong, told in (
-        ("sky", "No 'sky' was found"),
         (99, "There is no segment 99"),
         ((99.0, 0.0), "is beyond <array>, which is 90 pixels wide"),
         ([(1, 2, 3)], "A pixel is"),
     ):
         with pytest.raises(UsageError, match=told):
             explain(predictor, picture(), target=wrong)
+    with pytest.raises(UnknownNameError, match="Unknown class 'sky'"):
+        explain(predictor, picture(), target="sky")
     with pytest.raises(UnknownNameError, match="'attention'"):
         explain(predictor, picture(), method="atention")
     with pytest.raises(UnknownNameError, match="'layer'"):
@@ -463,14 +464,25 @@ def test_a_page_holds_every_segment_and_its_evidence(kind: str) -> None:
     assert not re.search(r"""(src|href)=["']?(http|//)""", page)
 
 
-def test_a_lower_threshold_is_advised_only_where_it_finds_more() -> None:
+def test_a_lower_threshold_is_advised_only_where_it_finds_more(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = predictor_of("mask2former")
     for predictor in (predictor_of("segformer"), masks):  # classes need no threshold; that of the masks is 0
+        monkeypatch.setattr(predictor, "record", replace(predictor.record, labels=(*LABELS, "sky")))
         with pytest.raises(UsageError, match=r"No 'sky' was found in <array>, but .*[^.]\.$") as told:
-            vitral.explain(predictor, picture(), target="sky")
+            vitral.explain(predictor, picture(), target="SKY")
         assert "threshold" not in str(told.value)
     with pytest.raises(UsageError, match=r"A lower threshold finds more\.$"):
-        vitral.explain(masks, picture(), target="sky", threshold=0.99)
+        vitral.explain(masks, picture(), target="dog", threshold=0.99)
+    with pytest.raises(UnknownNameError, match="'dog'"):
+        vitral.explain(masks, picture(), target="dogs")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"), [({"head": 99}, "There is no head 99"), ({"layer": 99}, "There is no layer 99")]
+)
+def test_a_page_opens_at_no_head_or_layer_that_is_not_there(option: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        segment_explanation_page(predictor_of("mask2former"), picture(), method="attention", **option)
 
 
 def test_names_cannot_harm_a_page_and_heads_are_left_out_where_they_are_too_many() -> None:

@@ -94,6 +94,8 @@ def transformers_record(files: Files, *, architecture: str, num_classes: int, pr
 
 def _transformers_labels(told: dict[str, Any], num_classes: int) -> tuple[str, ...]:
     names = told.get("id2label") or {}
+    if isinstance(names, list):
+        names = dict(enumerate(names))
     if len(names) != num_classes:
         return ()
     try:

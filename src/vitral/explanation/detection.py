@@ -29,6 +29,7 @@ from vitral.explanation.object_relevance import relevance_of_queries, relevance_
 from vitral.explanation.object_result import ObjectExplanation
 from vitral.explanation.prepares import Prepares
 from vitral.models.output import DenseOutput, RegionOutput, SetOutput
+from vitral.models.record import Record
 
 __all__ = [
     "OBJECT_METHODS",
@@ -148,7 +149,7 @@ def explain_objects(
     """
     chosen = check_method(predictor.model, method, options)
     look = look_at(predictor, picture, threshold=threshold, top_k=top_k)
-    return explain_look(predictor, look, (chosen,), chosen_places(look, target), options)[chosen]
+    return explain_look(predictor, look, (chosen,), chosen_places(look, target, predictor.record), options)[chosen]
 
 
 def check_method(model: nn.Module, method: str | None, options: dict[str, Any]) -> str:
@@ -165,10 +166,11 @@ def check_method(model: nn.Module, method: str | None, options: dict[str, Any]) 
     return name
 
 
-def chosen_places(look: Look, target: ObjectTarget) -> list[int]:
+def chosen_places(look: Look, target: ObjectTarget, record: Record) -> list[int]:
     """The places of the objects that are meant, each once.
 
     Raises:
+        UnknownNameError: the record knows no class of that name.
         UsageError: no such object was found.
     """
     if target is None:
@@ -177,11 +179,12 @@ def chosen_places(look: Look, target: ObjectTarget) -> list[int]:
     found: list[int] = []
     for one in [target] if alone else cast(Iterable[Any], target):
         if isinstance(one, str):
-            places = [place for place, label in enumerate(look.detections.labels) if label == one]
+            asked = record.label(record.index(one))
+            places = [place for place, label in enumerate(look.detections.labels) if label == asked]
             if not places:
                 there = ", ".join(map(repr, dict.fromkeys(look.detections.labels))) or "nothing"
                 raise UsageError(
-                    f"No {one!r} was found in {look.detections.name}, but {there}. A lower threshold finds more."
+                    f"No {asked!r} was found in {look.detections.name}, but {there}. A lower threshold finds more."
                 )
             found += places
         else:

@@ -88,7 +88,9 @@ def object_explanation_page(
     look = look_at(predictor, picture, threshold=threshold, top_k=top_k)
     if look.seen.picture is None:
         raise UsageError("The predictor did not keep the picture, which the page shows.")
-    places = chosen_places(look, target)
+    places = chosen_places(look, target, predictor.record)
+    if first == "attention" and options and places:
+        explain_look(predictor, look, [first], places[:1], options)  # it refuses layers and heads that are not there
     names = list(dict.fromkeys((first, *fitting_methods(model)))) if places else []
     labels = look.detections.labels
     reasons = explain_look(

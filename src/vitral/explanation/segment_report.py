@@ -102,7 +102,9 @@ def segment_explanation_page(
     look = look_at_segments(predictor, picture, pixels=pixels_of(target), threshold=threshold, subtask=subtask, top_k=top_k)
     if look.seen.picture is None:
         raise UsageError("The predictor did not keep the picture, which the page shows.")
-    places = chosen_segments(look, target)
+    places = chosen_segments(look, target, predictor.record)
+    if first == "attention" and options and places:
+        explain_segment_look(predictor, look, [first], places[:1], options)  # it refuses layers and heads that are not there
     names = list(dict.fromkeys((first, *fitting_segment_methods(model)))) if places else []
     reasons = explain_segment_look(
         predictor,

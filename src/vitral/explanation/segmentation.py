@@ -42,6 +42,7 @@ from vitral.explanation.segment_look import (
 from vitral.explanation.segment_result import SegmentExplanation
 from vitral.explanation.stages import cell_of, moved
 from vitral.models.output import MapOutput, MaskOutput
+from vitral.models.record import Record
 from vitral.models.segmentation.fcn_vgg import FCNVGG
 from vitral.models.segmentation.kinds import MapNetwork
 
@@ -174,10 +175,11 @@ def _is_number(value: Any) -> bool:
     return as_integer(value) is not None or isinstance(value, float)
 
 
-def chosen_segments(look: SegmentLook, target: SegmentTarget) -> list[int]:
+def chosen_segments(look: SegmentLook, target: SegmentTarget, record: Record) -> list[int]:
     """The places of what is meant, each once; see `SegmentLook.asked`, whose pixels are those of the target.
 
     Raises:
+        UnknownNameError: the record knows no class of that name.
         UsageError: no such segment was found.
     """
     segments = [place for place, one in enumerate(look.asked) if one.pixel is None]
@@ -190,10 +192,11 @@ def chosen_segments(look: SegmentLook, target: SegmentTarget) -> list[int]:
         if isinstance(one, tuple):
             found.append(next(pixels))
         elif isinstance(one, str):
-            places = [place for place in segments if look.asked[place].label == one]
+            asked = record.label(record.index(one))
+            places = [place for place in segments if look.asked[place].label == asked]
             if not places:
                 there = ", ".join(map(repr, dict.fromkeys(look.asked[place].label for place in segments))) or "nothing"
-                raise UsageError(f"No {one!r} was found in {look.seen.name}, but {there}.{look.advice}")
+                raise UsageError(f"No {asked!r} was found in {look.seen.name}, but {there}.{look.advice}")
             found += places
         elif number is None or not -len(segments) <= number < len(segments):
             raise UsageError(
@@ -241,7 +244,7 @@ def explain_segments(
     """
     chosen = check_segment_method(predictor.model, method, options)
     look = look_at_segments(predictor, picture, pixels=pixels_of(target), threshold=threshold, subtask=subtask, top_k=top_k)
-    return explain_segment_look(predictor, look, (chosen,), chosen_segments(look, target), options)[chosen]
+    return explain_segment_look(predictor, look, (chosen,), chosen_segments(look, target, predictor.record), options)[chosen]
 
 
 def explain_segment_look(
